@@ -1,0 +1,35 @@
+# medlearn: `make course` runs every chapter, `make test` everything CI runs, `make lab` opens JupyterLab.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: course test lab export readme lock clean
+
+course: $(READY)
+	$(BIN)/medlearn run --profile smoke
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lab: $(READY)
+	$(BIN)/jupyter lab --notebook-dir nbs --ip 127.0.0.1
+
+# Notebooks are the source: write the library and the README from them, and strip what should not be committed.
+export: $(READY)
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+	$(BIN)/python -m medlearn.kit.readme
+
+lock:
+	uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 --all-extras -q -o requirements.lock pyproject.toml
+
+clean:
+	rm -rf .venv runs build dist *.egg-info
+
+$(READY): requirements.lock settings.ini setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "medlearn needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.11")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing the locked requirements into .venv (about 6 GB, a few minutes the first time)"
+	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
