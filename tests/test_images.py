@@ -1,0 +1,346 @@
+"Masks in millimetres, splits that do not leak, files that are refused, and the formats a reader meets"
+import gzip,subprocess,sys
+from pathlib import Path
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given,settings,strategies as st
+from medlearn.data import images as I
+from medlearn.kit import fetch as F
+from medlearn.kit.fetch import DataError
+
+SHARED = Path(__file__).parent.parent.parent/'shared'/'data'
+
+@pytest.fixture(scope='module')
+def lidc():
+    try: return I.lidc_nodules()
+    except DataError as e: pytest.skip(f'the LIDC-IDRI annotations cannot be had here: {e}')
+
+def disc(radius, pad=2):
+    r = int(np.ceil(radius)) + pad
+    y,x = np.mgrid[-r:r+1, -r:r+1]
+    return (x*x + y*y <= radius**2).astype(np.uint8)
+
+def ring(mask):
+    "Pixels just outside a disc, in order: what a reader would have drawn"
+    from scipy.ndimage import binary_dilation
+    y,x = np.nonzero(binary_dilation(mask) & ~mask.astype(bool))
+    c = (len(mask)-1)/2
+    return np.c_[x, y][np.argsort(np.arctan2(y-c, x-c))]
+
+# Masks
+
+@settings(max_examples=60, deadline=None)
+@given(radius=st.floats(2, 40), every=st.integers(1, 3))
+def test_a_contour_gives_back_its_disc(radius, every):
+    mask = disc(radius, 4)
+    xy = ring(mask)
+    if every == 1: xy = np.r_[xy, xy[:1]]
+    got = I.fill(xy, [len(xy)], [0], [len(mask)], mask.size).reshape(mask.shape)
+    assert (got == mask).all()
+
+@settings(max_examples=60, deadline=None)
+@given(radius_mm=st.floats(2, 14), spacing=st.floats(.4, 1.))
+def test_area_in_mm2_does_not_depend_on_the_scanner(radius_mm, spacing):
+    mask = disc(radius_mm/spacing)
+    mm = .75
+    area = I.to_grid(mask, spacing, 64, mm).sum()/255*mm**2
+    assert area == pytest.approx(mask.sum()*spacing**2, rel=.01)
+    assert area == pytest.approx(np.pi*radius_mm**2, rel=max(.05, spacing/radius_mm))
+
+def test_two_contours_and_a_hole_share_a_picture():
+    xy = np.array([[0,0],[6,0],[6,6],[0,6], [2,2],[4,2],[4,4],[2,4], [8,0],[12,0],[12,6],[8,6]])
+    got = I.fill(xy, [4, 4, 4], [0, 0, 0], [13]*3, 7*13).reshape(7, 13)
+    assert got.sum() == 25-9 + 15 and not got[2:5, 2:5].any()
+
+@settings(max_examples=40, deadline=None)
+@given(radius=st.floats(5, 40), scale=st.integers(2, 5))
+def test_normalised_pictures_have_one_size(radius, scale):
+    mask = disc(radius)
+    a,b = I.same_size(mask),I.same_size(np.kron(mask, np.ones((scale, scale), np.uint8)))
+    assert abs(a.sum(dtype=float)/b.sum(dtype=float) - 1) < .06
+    for p in (a, b): assert abs(np.ptp(np.flatnonzero((p > 127).any(0))) + 1 - 48) <= 2
+
+def test_nodules_are_found_in_any_order():
+    rng = np.random.default_rng(0)
+    centre = np.repeat(rng.uniform(0, 400, (30, 3)), 3, axis=0) + rng.normal(0, .5, (90, 3))
+    scan,radius = np.repeat(np.arange(30)//5, 3),np.full(90, 4.)
+    a = I.same_nodule(centre, radius, scan)
+    p = rng.permutation(90)
+    b = I.same_nodule(centre[p], radius[p], scan[p])
+    assert len(set(a)) == 30 and len(set(zip(a[p], b))) == 30
+
+def test_no_nodule_has_more_than_four_readings():
+    line = np.c_[np.arange(9)*1., np.zeros((9, 2))]
+    assert np.bincount(I.same_nodule(line, np.full(9, 3.), np.zeros(9, int))).max() <= 4
+    assert np.bincount(I.same_nodule(np.zeros((3, 3)), np.ones(3), np.array(['a', 'b', 'a']))).tolist() == [2, 1]
+
+# LIDC-IDRI
+
+def test_readings_agree_with_the_database(lidc):
+    df = I.lidc_readings()
+    assert len(df) == 6859 and df.patient.nunique() == 875 and df.scan.nunique() == 883
+    assert df.malignancy.value_counts().sort_index().tolist() == [1020, 1580, 2606, 962, 691]
+    assert df.groupby('nodule').reader.agg(lambda r: sorted(r) == list(range(1, len(r)+1))).all() and df.reader.max() <= 4
+    assert df.groupby('nodule').scan.nunique().max() == 1 and df.notna().all().all()
+    assert (df.area_mm2 > 0).all() and df.pixel_spacing.between(.4, 1).all()
+
+def test_columns_come_first(lidc):
+    _,_,contours = I._lidc_tables()
+    x,y = np.array([c.split('\n', 1)[0].split(',') for c in contours.coords], dtype=int).T
+    assert (abs(x-256) < 26).mean() < .3*(abs(y-256) < 26).mean()
+
+def test_masks_agree_with_another_way_to_fill(lidc):
+    from PIL import Image,ImageDraw
+    _,_,contours = I._lidc_tables()
+    masks,wrong,total = I.lidc_masks(),0,0
+    for r in np.random.default_rng(1).choice(6859, 100, replace=False)+1:
+        rows,m = contours[contours.reading == r],masks[r]
+        if rows.z.duplicated().any(): continue
+        for c,v in zip(rows.coords, m.voxels):
+            xy = np.array([p.split(',') for p in c.split('\n')], dtype=int) - m.corner[::-1]
+            img = Image.new('1', v.shape[::-1])
+            ImageDraw.Draw(img).polygon(xy.ravel().tolist(), fill=1, outline=0)
+            wrong,total = wrong + (np.array(img) != v).sum(),total + v.sum()
+    assert wrong < 1e-4*total
+
+def test_two_calls_are_equal(lidc):
+    again = I.lidc_nodules()
+    assert (again.images == lidc.images).all() and (again.split == lidc.split).all() and again.table.equals(lidc.table)
+    assert lidc.images.dtype == np.uint8 and lidc.images.shape == (4253, 64, 64) and np.bincount(lidc.labels).tolist() == [2600, 1653]
+    I.lidc_masks.cache_clear(), I._readings.cache_clear(), I._lidc_tables.cache_clear()
+    assert (I.lidc_nodules().images == lidc.images).all()
+
+def test_a_patient_keeps_the_split(lidc):
+    more = I.lidc_nodules(size=32, keep_indeterminate=True)
+    assert len(more) == 6859 and set(more.labels) == {0, 1, 2}
+    assert I.check_leak(np.r_[lidc.split, more.split], np.r_[lidc.groups, more.groups]) == 875
+    shapes = I.lidc_nodules(normalise=True)
+    assert (shapes.labels == lidc.labels).all() and shapes.mm is None
+    area = lambda s: s.images.sum((1, 2), dtype=float)
+    assert pd.Series(area(shapes)).corr(lidc.table.area_mm2, 'spearman') < .3
+
+def test_image_set_parts(lidc):
+    part = lidc.part('valid')
+    assert len(part) == len(part.table) == len(part.groups) and set(part.split) == {'valid'}
+    assert lidc.summary()[lidc.classes].sum().tolist() == [2600, 1653]
+    assert len(lidc.part('train').show(5).axes) == 5
+    with pytest.raises(DataError, match='train, valid, test'): lidc.part('val')
+
+# Splits
+
+rows = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 2)), min_size=30, max_size=200)
+
+@settings(max_examples=100, deadline=None)
+@given(rows=rows, seed=st.integers(0, 99))
+def test_splits_never_leak(rows, seed):
+    groups,labels = np.array(rows).T
+    if len(set(groups)) < 3:
+        with pytest.raises(DataError, match='patients'): I.split_by_group(groups, labels)
+        return
+    split = I.split_by_group(groups, labels, seed=seed)
+    assert I.check_leak(split, groups) == len(set(groups))
+    assert set(split) == {'train', 'valid', 'test'}
+    assert (split == I.split_by_group(groups, labels, seed=seed)).all()
+
+def test_splits_are_balanced():
+    rng = np.random.default_rng(0)
+    groups,labels = rng.integers(0, 400, 3000),rng.integers(0, 3, 3000)
+    split = I.split_by_group(groups, labels)
+    shares = pd.crosstab(labels, split, normalize='index')[['train', 'valid', 'test']]
+    assert abs(shares - [.6, .15, .25]).to_numpy().max() < .02
+    many = I.split_by_group(groups, np.eye(3, dtype=int)[labels])
+    assert abs(pd.Series(many).value_counts(normalize=True)['train'] - .6) < .02
+
+def test_a_leak_is_named():
+    with pytest.raises(DataError, match='patient p2 is in train and test'): I.check_leak(['train', 'train', 'test', 'valid'], ['p1', 'p2', 'p2', 'p3'])
+
+@pytest.mark.parametrize('fractions', [(.5, .5), (.5, .5, .5), (1, 0, 0), (1.2, -.1, -.1)])
+def test_fractions_are_checked(fractions):
+    with pytest.raises(DataError, match='sum to 1'): I.split_by_group(range(10), [0]*10, fractions)
+
+# .npz files
+
+def arrays(n=6, shape=(8, 8)):
+    rng = np.random.default_rng(0)
+    return {f'{s}_{k}': rng.integers(0, 256, (n, *shape)).astype(np.uint8) if k == 'images' else np.arange(n)[:, None]%2
+            for s in ('train', 'val', 'test') for k in ('images', 'labels')}
+
+@pytest.fixture
+def saved(tmp_path):
+    def save(name='mine.npz', **change):
+        np.savez(tmp_path/name, **{k: v for k,v in (arrays() | change).items() if v is not None})
+        return tmp_path/name
+    return save
+
+def test_npz_is_read_and_recorded(saved):
+    p = saved()
+    data = I.images_from(str(p))
+    assert repr(data) == 'mine.npz: 6 train, 6 valid, 6 test; 8×8; 2 classes' and data.classes == ['0', '1'] and data.groups is None
+    assert ('mine.npz', F.digest_of(p)) in F.seen
+    assert (data.part('test').images == arrays()['test_images']).all() and data.labels.shape == (18,)
+
+def test_npz_shapes(tmp_path):
+    for shape,want in [((8, 8, 3), (8, 8, 3)), ((8, 8, 1), (8, 8)), ((5, 8, 8), (5, 8, 8))]:
+        np.savez(tmp_path/'a.npz', **arrays(shape=shape))
+        data = I.read_npz(tmp_path/'a.npz')
+        assert data.images.shape[1:] == want and len(data.show(4).axes) == 4
+
+def test_npz_multilabel(saved):
+    y = np.array([[1,0,0], [0,1,1]]*3)
+    data = I.read_npz(saved('chestmnist.npz', train_labels=y, val_labels=y, test_labels=y))
+    assert data.multilabel and data.labels.shape == (18, 3) and data.summary().loc['train', 'atelectasis'] == 3
+    assert data.label_names()[1] == 'cardiomegaly, effusion'
+    with pytest.raises(DataError, match='label 2 in row 1'): I.read_npz(saved(train_labels=y + (np.arange(6) == 1)[:, None], val_labels=y, test_labels=y))
+
+def test_npz_class_names_come_from_the_card(saved):
+    assert I.read_npz(saved('pneumoniamnist_64.npz')).classes == ['normal', 'pneumonia']
+    y = np.arange(6)
+    assert I.read_npz(saved('pneumoniamnist.npz', test_labels=y)).classes == list('012345')
+
+def test_npz_floats_are_scaled(saved):
+    x = np.linspace(0, 1, 6*64).reshape(6, 8, 8)
+    with pytest.warns(UserWarning, match='times 255'): data = I.read_npz(saved(train_images=x, val_images=x, test_images=x))
+    assert data.images.max() == 255 and data.images.min() == 0
+    assert I.read_npz(saved(train_images=x*200, val_images=x*255, test_images=x*255)).images.max() == 255
+    assert I.read_npz(saved(train_images=x > .5)).images.max() == 255
+
+a = arrays()
+nan,inf,big,low,mixed = (a['train_images'].astype(float) for _ in range(5))
+nan[3, 1, 1],inf[2, 0, 0],big[4, 2, 2],low[1, 0, 0] = np.nan,np.inf,4000,-1000
+cases = {
+    'lacks val_labels': dict(val_labels=None),
+    'lacks train_images, train_labels': dict(train_images=None, train_labels=None),
+    'test_labels has 5 rows for 6 images': dict(test_labels=a['test_labels'][:5]),
+    'train_images has NaN or infinite pixels in row 3': dict(train_images=nan),
+    'train_images has NaN or infinite pixels in row 2': dict(train_images=inf),
+    'train_images has pixels outside 0 to 255 in row 4': dict(train_images=big),
+    'train_images has pixels outside 0 to 255 in row 1': dict(train_images=low),
+    'test_images has pixels outside 0 to 255 in row 0': dict(test_images=np.full((6, 8, 8), 3000, np.int16)),
+    'pixels run from 0 to 1 in some': dict(train_images=mixed/255, val_images=mixed, test_images=mixed),
+    'not a whole .npz file of plain arrays': dict(train_labels=np.array([None]*6, dtype=object)),
+    'such as 0.5 in row 0': dict(val_labels=np.full(6, .5)),
+    'not integers': dict(val_labels=np.array(['cat', 'dog']*3)),
+    'holds <U3, not numbers': dict(val_images=np.full((6, 8, 8), 'cat')),
+    'label -1 in row 2': dict(train_labels=np.array([0, 1, -1, 0, 1, 0])),
+    'train_labels are the same': dict(train_labels=np.zeros((6, 1), int)),
+    'val_images is empty': dict(val_images=a['val_images'][:0], val_labels=a['val_labels'][:0]),
+    r'train_images has shape \(6, 64\)': dict(train_images=a['train_images'].reshape(6, 64)),
+    'test_labels has shape': dict(test_labels=np.zeros((6, 1, 2), int)),
+    'shapes differ': dict(test_images=np.zeros((6, 9, 9), np.uint8)),
+}
+
+@pytest.mark.parametrize('message', cases)
+def test_npz_faults_are_named(saved, message):
+    p = saved(**cases[message])
+    with pytest.raises(DataError, match=message) as e: I.read_npz(p)
+    assert str(p) in str(e.value) and str(e.value).endswith('.')
+
+def test_npz_that_is_no_npz(tmp_path, saved):
+    (tmp_path/'text.npz').write_text('not a zip')
+    whole = saved().read_bytes()
+    (tmp_path/'cut.npz').write_bytes(whole[:len(whole)//2])
+    for name in ('text.npz', 'cut.npz', 'absent.npz'):
+        with pytest.raises(DataError, match=name): I.images_from(tmp_path/name)
+
+def test_names(monkeypatch):
+    asked = []
+    monkeypatch.setattr(I, 'medmnist', lambda *a, **k: asked.append((*a, k.get('size'))))
+    for name in ('pathmnist', 'pathmnist_64', 'pathmnist@224', 'organmnist3d_64'): I.images_from(name)
+    I.images_from('pathmnist', size=128)
+    assert asked == [('pathmnist', None), ('pathmnist', 64), ('pathmnist', 224), ('organmnist3d', 64), ('pathmnist', 128)]
+
+def test_unknown_names_list_the_nearest():
+    with pytest.raises(DataError, match='breastmnist'): I.images_from('brestmnist')
+    with pytest.raises(DataError, match='28'): I.images_from('breastmnist_29')
+
+def test_breastmnist_from_a_mirror(monkeypatch, tmp_path):
+    if not SHARED.is_dir(): pytest.skip(f'{SHARED} is absent: BreastMNIST is not here to serve as a mirror')
+    monkeypatch.setenv('MEDLEARN_MIRROR', str(SHARED))
+    monkeypatch.setenv('MEDLEARN_CACHE', str(tmp_path))
+    data = F.load('breastmnist')
+    assert repr(data) == 'breastmnist: 546 train, 78 valid, 156 test; 28×28; 2 classes'
+    assert data.summary()[data.classes].to_numpy().tolist() == [[147, 399], [21, 57], [42, 114]] and 'malignant' in data.classes[0]
+
+# DICOM and NIfTI
+
+@pytest.fixture
+def ct():
+    pytest.importorskip('pydicom')
+    from pydicom.data import get_testdata_file
+    return get_testdata_file('CT_small.dcm', download=False)
+
+def test_hounsfield_units(ct):
+    import pydicom
+    hu,ds = I.read_dicom(ct)
+    assert hu.dtype == np.float32 and (hu == pydicom.dcmread(ct).pixel_array.astype(int) - 1024).all()
+
+def test_window():
+    assert I.window([-2000, -160, 40, 240, 3000]).tolist() == [0, 0, 128, 255, 255]
+    with pytest.raises(ValueError, match='width'): I.window([0], 0, 0)
+
+def test_nothing_identifying_remains(ct, tmp_path):
+    import pydicom
+    hu,ds = I.read_dicom(ct)
+    before = ds.to_json()
+    ref = pydicom.Dataset()
+    ref.ReferencedSOPClassUID,ref.ReferencedSOPInstanceUID = ds.SOPClassUID,ds.SOPInstanceUID
+    ref.OperatorsName,ref.ContentDate = 'Nested^Operator','19991231'
+    ds.ReferencedImageSequence,ds.BurnedInAnnotation,ds.OperatorsName = [ref],'NO',['Doe^Jane', 'Roe^Richard']
+    clean = I.anonymise(ds, 'pepper')
+    clean.save_as(tmp_path/'clean.dcm')
+    raw = (tmp_path/'clean.dcm').read_bytes()
+    for text in ('CompressedSamples', '1CT1', 'ABCD1234', '1234ABCD', 'JFK', 'CT01_OC0', 'CLUNIE1', '20040119', '19970430', '1.3.6.1.4.1.5962.1',
+                 'Nested', '19991231', 'Doe', 'Roe', 'GEMS', 'Uncompressed'): assert text.encode() not in raw, text
+    hu2,again = I.read_dicom(tmp_path/'clean.dcm')
+    assert (hu2 == hu).all() and not any(e.tag.is_private for e in again)
+    assert again.ReferencedImageSequence[0].ReferencedSOPInstanceUID == again.SOPInstanceUID == again.file_meta.MediaStorageSOPInstanceUID
+    assert again.SOPClassUID == ds.SOPClassUID and again.PatientIdentityRemoved == 'YES'
+    assert I.anonymise(ds, 'pepper').PatientID == clean.PatientID != I.anonymise(ds, 'salt').PatientID
+    assert pydicom.dcmread(ct).to_json() == before and ds.PatientID == '1CT1'
+    with pytest.raises(ValueError, match='salt'): I.anonymise(ds, '')
+
+def test_burnt_in_text_is_warned_about(ct):
+    _,ds = I.read_dicom(ct)
+    ds.BurnedInAnnotation = 'YES'
+    with pytest.warns(UserWarning, match='burnt'): I.anonymise(ds, 'x')
+    del ds.BurnedInAnnotation
+    ds.Modality = 'US'
+    with pytest.warns(UserWarning, match='burnt'): I.anonymise(ds, 'x')
+
+def test_dicom_faults(ct, tmp_path):
+    raw = Path(ct).read_bytes()
+    (tmp_path/'text.dcm').write_text('not a scan')
+    (tmp_path/'cut.dcm').write_bytes(raw[:len(raw)-9000])
+    for name in ('text.dcm', 'cut.dcm', 'absent.dcm'):
+        with pytest.raises(DataError, match=name): I.read_dicom(tmp_path/name)
+
+def test_nifti_is_turned_to_ras(tmp_path):
+    nib = pytest.importorskip('nibabel')
+    x = np.arange(2*3*4, dtype=np.float32).reshape(2, 3, 4)
+    affine = np.array([[0, 0, -2., 7], [1.5, 0, 0, 3], [0, -3., 0, 5], [0, 0, 0, 1]])
+    nib.save(nib.Nifti1Image(x, affine), tmp_path/'a.nii.gz')
+    got,new = I.read_nifti(tmp_path/'a.nii.gz')
+    assert got.shape == (4, 2, 3) and got.dtype == np.float32 and nib.aff2axcodes(new) == ('R', 'A', 'S')
+    assert np.allclose(I.spacing(new), [2, 1.5, 3])
+    place = lambda arr,aff,v: aff @ [*np.argwhere(arr == v)[0], 1]
+    for v in (0, 5, 23): assert np.allclose(place(got, new, v), place(x, affine, v))
+
+def test_nifti_faults(tmp_path):
+    nib = pytest.importorskip('nibabel')
+    nib.save(nib.Nifti1Image(np.random.default_rng(0).normal(size=(20, 20, 20)), np.eye(4)), tmp_path/'a.nii.gz')
+    raw = (tmp_path/'a.nii.gz').read_bytes()
+    (tmp_path/'cut.nii.gz').write_bytes(raw[:len(raw)//2])
+    (tmp_path/'short.nii').write_bytes(gzip.decompress(raw)[:4000])
+    (tmp_path/'text.nii').write_text('not a scan')
+    for name in ('cut.nii.gz', 'short.nii', 'text.nii', 'absent.nii'):
+        with pytest.raises(DataError, match=name): I.read_nifti(tmp_path/name)
+
+def test_missing_extra_says_what_to_install(monkeypatch, tmp_path):
+    for package,read in (('pydicom', I.read_dicom), ('nibabel', I.read_nifti)):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(ImportError, match=r'medlearn\[formats\]'): read(tmp_path/'any')
+
+def test_import_is_light():
+    code = "import sys,medlearn.data.images; print([m for m in ('torch','matplotlib','skimage','sklearn','scipy','pydicom','nibabel') if m in sys.modules])"
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
