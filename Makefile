@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: course test lab export readme lock clean
+.PHONY: course test lab export lock clean
 
 course: $(READY)
 	$(BIN)/medlearn run --profile smoke
@@ -18,7 +18,7 @@ lab: $(READY)
 export: $(READY)
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
-	$(BIN)/python -m medlearn.kit.readme
+	$(BIN)/python -c 'from medlearn.kit.readme import write_readme; write_readme()'
 
 lock:
 	uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 --all-extras -q -o requirements.lock pyproject.toml

@@ -1,0 +1,114 @@
+"Every chapter's smoke run passes; the classification chapter repeats itself, notices a broken model, and reads other data"
+import os, shutil, warnings
+from pathlib import Path
+
+import nbformat, numpy as np, pytest
+
+from medlearn.kit.runner import chapters, plan, run
+
+root = Path(__file__).parent.parent
+CHAPTERS = chapters(root/'nbs')
+TEACHING = [n for n in CHAPTERS if n.split('/')[0] not in ('kit', 'data')]
+BREAST = root.parent/'shared/data/breastmnist/breastmnist.npz'
+SHUFFLE = '''import dataclasses
+at = np.flatnonzero(data.split == 'train')
+labels = np.array(data.labels)
+labels[at] = labels[np.random.default_rng(0).permutation(at)]
+data = dataclasses.replace(data, labels=labels)
+train = data.part('train')'''
+
+
+def colour(rng):
+    "Four classes told apart by their colour"
+    y = np.arange(160) % 4
+    return rng.integers(0, 90, (160, 28, 28, 3)) + np.array([[150, 0, 0], [0, 150, 0], [0, 0, 150], [110, 110, 110]])[y][:, None, None], y
+
+
+def findings(rng):
+    "Three findings, each a bar at its own height, in any combination"
+    y = rng.integers(0, 2, (160, 3))
+    x = rng.integers(0, 90, (160, 28, 28))
+    for j in range(3): x[:, 3 + 9*j:7 + 9*j] += 150*y[:, j, None, None]
+    return x, y
+
+
+def npz(path, make):
+    x, y = make(np.random.default_rng(0))
+    ends = dict(train=slice(96), val=slice(96, 128), test=slice(128, None))
+    np.savez_compressed(path, **{f'{s}_images': x[at].astype(np.uint8) for s, at in ends.items()}, **{f'{s}_labels': y[at] for s, at in ends.items()})
+    return str(path)
+
+
+def with_shuffled_labels(path):
+    "Insert the error right after the splits are made, before any view of the data"
+    nb = nbformat.read(path, 4)
+    at = [i for i, c in enumerate(nb.cells) if c.cell_type == 'code' and 'train,valid,test = ' in c.source]
+    assert len(at) == 1, 'the cell that makes the splits is not where this test expects it'
+    nb.cells.insert(at[0] + 1, nbformat.v4.new_code_cell(SHUFFLE))
+    nbformat.write(nb, path)
+
+
+def variants(folder):
+    "The classification chapter under other names: a job each, so that all can run side by side with the course"
+    made = {}
+    for i, (name, dataset) in enumerate(dict(again=None, broken=None, colour=colour, findings=findings, breastmnist=BREAST).items()):
+        path = folder/'imaging'/f'{i:02}_{name}.ipynb'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(CHAPTERS['imaging/classification'], path)
+        if name == 'broken': with_shuffled_labels(path)
+        made[name] = {} if not dataset else dict(dataset=npz(folder/f'{name}.npz', dataset) if callable(dataset) else str(dataset))
+    jobs = {}
+    for name, params in made.items():
+        if name != 'breastmnist' or BREAST.exists(): jobs |= {j.chapter: j for j in plan([f'imaging/{name}'], params=params, folder=folder)}
+    return jobs
+
+
+@pytest.fixture(scope='session')
+def records(request, tmp_path_factory):
+    "What the chosen tests need, run once, two at a time, each on half of the cores"
+    asked = [n for item in request.session.items if Path(item.path) == Path(__file__) for n in item.callspec.params['names']]
+    jobs = variants(tmp_path_factory.mktemp('variants')) | {j.chapter: j for j in plan(folder=root/'nbs')}
+    with pytest.MonkeyPatch.context() as env:
+        env.setenv('OMP_NUM_THREADS', str(max(1, os.cpu_count()//2)))
+        rows = run([j for n, j in jobs.items() if n in asked], tmp_path_factory.mktemp('run'), jobs=2, timeout=300)
+    return {r['chapter']: r for r in rows}
+
+
+def needs(*names): return pytest.mark.parametrize('names', [names], ids=[names[-1]])
+def each(names): return pytest.mark.parametrize('names', [(n,) for n in names], ids=names)
+def missed(row): return [c for c in row['claims'] if not c['passed']]
+
+
+def passed(row):
+    assert row['status'] == 'passed', f'{row["status"]}: {row["error"] or missed(row)}'
+    assert not missed(row)
+
+
+@each(CHAPTERS)
+def test_smoke_passes(records, names):
+    row = records[names[0]]
+    passed(row)
+    least = 4 if names[0] in TEACHING else 0
+    assert len(row['claims']) >= least and len({c['claim'] for c in row['claims']}) == len(row['claims'])
+    if row['seconds'] > 60: warnings.warn(f'{names[0]} took {row["seconds"]:.0f} s; smoke is meant to end within 60 s on two quiet cores')
+
+
+@needs('imaging/classification', 'imaging/again')
+def test_same_seed_gives_the_same_bits(records, names):
+    once, again = (records[n] for n in names)
+    assert once['claims'] and again['claims'] == once['claims'] and again['data'] == once['data']
+
+
+@needs('imaging/broken')
+def test_a_broken_model_makes_claims_fail(records, names):
+    row = records[names[0]]
+    assert row['status'] == 'failed' and row['error'] is None and missed(row), f'{row["status"]}: {row["error"]}'
+    assert any('network' in c['claim'] for c in missed(row))
+
+
+@each(['imaging/colour', 'imaging/findings', 'imaging/breastmnist'])
+def test_other_data(records, names):
+    if names[0] not in records: pytest.skip('../shared/data/breastmnist/breastmnist.npz is not there')
+    row = records[names[0]]
+    passed(row)
+    assert len(row['claims']) >= 3 and [Path(d['name']).name for d in row['data']] == [Path(row['parameters']['dataset']).name]
