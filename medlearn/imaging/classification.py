@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['auroc', 'resample', 'estimate', 'difference', 'rates', 'Judge', 'pixel_baseline', 'channels_first', 'Augment',
-           'TensorLoader', 'tensor_loaders', 'classic_cnn', 'class_weights', 'fit', 'predict', 'ready_made', 'cut_for',
-           'plot_roc']
+           'TensorLoader', 'tensor_loaders', 'classic_cnn', 'class_weights', 'SkipValidation', 'loss_for', 'one_cycle',
+           'fit', 'predict', 'ready_made', 'cut_for', 'plot_roc']
 
-# %% ../../nbs/imaging/01_classification.ipynb #89599083
+# %% ../../nbs/imaging/01_classification.ipynb #22ce63bc
 import math
 import numpy as np,pandas as pd,torch,torch.nn.functional as F
 from torch import Tensor,nn
+from fastai.callback.core import Callback,CancelValidException
 from fastai.callback.progress import ShowGraphCallback
 from fastai.callback.schedule import *
 from fastai.data.core import DataLoaders
@@ -222,22 +223,45 @@ def class_weights(labels:np.ndarray, # int, shape (n,)
     if (count == 0).any(): raise DataError(f'class {int((count == 0).argmax())} has no training image: leave it out, or add images of it')
     return torch.tensor(len(labels)/(k*count), dtype=torch.float32)
 
-# %% ../../nbs/imaging/01_classification.ipynb #0747924b
+# %% ../../nbs/imaging/01_classification.ipynb #9585fe54
+class SkipValidation(Callback):
+    "No validation pass after the epochs"
+    def before_validate(self): raise CancelValidException
+
+# %% ../../nbs/imaging/01_classification.ipynb #4ce57a1d
+def loss_for(data:ImageSet, # with split train
+             weighted:bool=True, # weigh the classes against their imbalance
+             device='cpu', # of the weights
+            ): # fastai loss
+    "Cross-entropy with class weights; binary cross-entropy for each finding of a multi-label set"
+    if data.multilabel: return BCEWithLogitsLossFlat()
+    return CrossEntropyLossFlat(weight=class_weights(data.part('train').labels, len(data.classes)).to(device) if weighted else None)
+
+# %% ../../nbs/imaging/01_classification.ipynb #7bab067b
+def one_cycle(learn:Learner, # to be trained
+              epochs:int, # passes over the training split
+              lr:float, # largest step of the one-cycle schedule
+              watch:bool=False, # show progress and the live plot
+              fine_tune:bool=False, # train the new head first, then all of it
+             )->Learner: # the same, trained
+    "One cycle of training, watched or silent"
+    method = learn.fine_tune if fine_tune else learn.fit_one_cycle
+    if watch: method(epochs, lr, cbs=ShowGraphCallback())
+    else:
+        with learn.no_bar(), learn.no_logging(): method(epochs, lr, cbs=SkipValidation())
+    return learn
+
+# %% ../../nbs/imaging/01_classification.ipynb #b1120b33
 def fit(data:ImageSet, # with splits train and valid
         dls:DataLoaders, # from `tensor_loaders`
         model:nn.Module, # (n, c, h, w) -> (n, classes)
         epochs:int=5, # passes over the training split
         lr:float=3e-3, # largest step of the one-cycle schedule
         weighted:bool=True, # weigh the classes against their imbalance
-        cbs=None, # callbacks; with None, training is silent
+        watch:bool=False, # show progress and the live plot
        )->Learner: # trained
     "Train a network with class weights and the one-cycle schedule"
-    from contextlib import nullcontext
-    w = class_weights(data.part('train').labels, len(data.classes)).to(dls.device) if weighted and not data.multilabel else None
-    loss = BCEWithLogitsLossFlat() if data.multilabel else CrossEntropyLossFlat(weight=w)
-    learn = Learner(dls, model.to(dls.device), loss_func=loss, wd=1e-2, cbs=cbs)
-    with learn.no_bar() if cbs is None else nullcontext(), learn.no_logging() if cbs is None else nullcontext(): learn.fit_one_cycle(epochs, lr)
-    return learn
+    return one_cycle(Learner(dls, model.to(dls.device), loss_func=loss_for(data, weighted, dls.device), wd=1e-2), epochs, lr, watch)
 
 # %% ../../nbs/imaging/01_classification.ipynb #16b3c583
 @torch.inference_mode()
@@ -255,31 +279,26 @@ def predict(learn:Learner, # trained by `fit`
         res.append((p + link(model(x.flip(-1))))/2 if mirror else p)
     return torch.cat(res).cpu().numpy()
 
-# %% ../../nbs/imaging/01_classification.ipynb #9fa73388
+# %% ../../nbs/imaging/01_classification.ipynb #dc519833
 def ready_made(data:ImageSet, # with splits train and valid
                arch:str='resnet18', # "resnet18", "vgg11_bn" or "alexnet"
                pretrained:bool=False, # start from ImageNet's weights; they are downloaded
                epochs:int=3, # passes over the training split
                lr:float=2e-3, # largest step
                **kw, # for `tensor_loaders`
-              )->Learner: # trained
+              )->Learner: # trained; silent
     "fastai's `vision_learner` with one of torchvision's networks"
-    from urllib.error import URLError
     import torchvision.models as tv
     from fastai.vision.learner import vision_learner
     sides = dict(resnet18=32, vgg11_bn=32, alexnet=64)
     if arch not in sides: raise ValueError(f'arch {arch!r}: it is one of {", ".join(sides)}')
     dls = tensor_loaders(data, **(dict(side=max(sides[arch], data.images.shape[1] if data.images.shape[1] >= 64 else 0)) | kw))
-    w = None if data.multilabel else class_weights(data.part('train').labels, len(data.classes)).to(dls.device)
-    loss = BCEWithLogitsLossFlat() if data.multilabel else CrossEntropyLossFlat(weight=w)
     try: learn = vision_learner(dls, getattr(tv, arch), pretrained=pretrained, n_in=dls.train.x.shape[1], n_out=len(data.classes),
-                                normalize=False, loss_func=loss, wd=1e-2)
-    except (URLError, OSError) as e:
+                                normalize=False, loss_func=loss_for(data, device=dls.device), wd=1e-2)
+    except OSError as e:
         raise DataError(f'the ImageNet weights of {arch} could not be downloaded ({e}): connect to the internet, put their file into '
                         f'{torch.hub.get_dir()}/checkpoints, or train from scratch with pretrained=False') from e
-    with learn.no_bar(), learn.no_logging():
-        learn.fine_tune(epochs, lr) if pretrained else learn.fit_one_cycle(epochs, lr)
-    return learn
+    return one_cycle(learn, epochs, lr, fine_tune=pretrained)
 
 # %% ../../nbs/imaging/01_classification.ipynb #44e9d2eb
 def cut_for(y:np.ndarray, # truth: bool, shape (n,)

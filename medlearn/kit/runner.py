@@ -290,8 +290,8 @@ def worker()->None:
     try: say(end=True, error=error, peak_mb=_peak_mb())
     except BrokenPipeError: watcher.join()
 
-# %% ../../nbs/kit/03_runner.ipynb #74a5fc50
-def _environment(tmp, tag, several):
+# %% ../../nbs/kit/03_runner.ipynb #87fe81cb
+def _environment(tmp, tag):
     "Environment of a worker and its kernel, private to `tmp`"
     spec = tmp/'jupyter/kernels/python3/kernel.json'
     argv = [sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}']
@@ -305,7 +305,7 @@ def _environment(tmp, tag, several):
     if (root/'nbs').is_dir(): paths.insert(0, str(root))
     env.update(PYTHONPATH=os.pathsep.join(paths), PYTHONHASHSEED='0', MEDLEARN_JOB=tag, IPYTHONDIR=str(tmp/'ipython'),
                JUPYTER_RUNTIME_DIR=str(tmp/'runtime'), JUPYTER_PATH=str(tmp/'jupyter'))
-    if several: env.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+    env.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     return env
 
 # %% ../../nbs/kit/03_runner.ipynb #95a59611
@@ -336,8 +336,8 @@ def _watch(proc, tag, limit, stop, tell):
     proc.wait()
     return end, peak >> 20 or None, ended
 
-# %% ../../nbs/kit/03_runner.ipynb #f62ada64
-def _process(job, notebook, timeout, several, stop, tell):
+# %% ../../nbs/kit/03_runner.ipynb #dfdcd48c
+def _process(job, notebook, timeout, stop, tell):
     "Run a job's worker to its end: (its error or None, peak in MB, was it ended early, digest of the chapter's text)"
     with tempfile.TemporaryDirectory(prefix='medlearn-', ignore_cleanup_errors=True) as tmp:
         tmp = Path(tmp)
@@ -347,7 +347,7 @@ def _process(job, notebook, timeout, several, stop, tell):
         order = asdict(job) | dict(path=str(copy), notebook=str(notebook), tmp=str(tmp), tag=tag)
         with open(tmp/'log', 'w+', encoding='utf-8', errors='replace') as log:
             command,pipe = [sys.executable, '-c', 'from medlearn.kit.runner import worker; worker()'],subprocess.PIPE
-            with subprocess.Popen(command, cwd=tmp/'work', env=_environment(tmp, tag, several), stdin=pipe, stdout=pipe,
+            with subprocess.Popen(command, cwd=tmp/'work', env=_environment(tmp, tag), stdin=pipe, stdout=pipe,
                                   stderr=log, text=True, encoding='utf-8', start_new_session=True) as proc:
                 proc.stdin.write(json.dumps(order) + '\n')
                 proc.stdin.flush()
@@ -359,11 +359,10 @@ def _process(job, notebook, timeout, several, stop, tell):
     notebook.with_name(f'.{notebook.name}.part').unlink(missing_ok=True)
     return ended or (end['error'] if end else lost), end.get('peak_mb') or peak, bool(ended), sha256
 
-# %% ../../nbs/kit/03_runner.ipynb #749db085
+# %% ../../nbs/kit/03_runner.ipynb #55b3c218
 def run_one(job:Job, # what to run
             out:Path, # run folder; the executed notebook goes to out/PART/topic/PROFILE-seedN.ipynb
             timeout:float=None, # time limit, seconds; None: none
-            several:bool=False, # do other jobs run at the same time?
             stop:threading.Event=None, # set it to end the job early
             tell=lambda message: None, # called with dict(cell, cells) as each cell starts
            )->dict: # the record, also written beside the notebook; None if stopped
@@ -373,7 +372,7 @@ def run_one(job:Job, # what to run
     try:
         notebook.parent.mkdir(parents=True, exist_ok=True)
         for p in (notebook, record): p.unlink(missing_ok=True)
-        error,peak,early,sha256 = _process(job, notebook, timeout, several, stop, tell)
+        error,peak,early,sha256 = _process(job, notebook, timeout, stop, tell)
     except OSError as e: error = f'{type(e).__name__}: {e} (outside the cells)'
     if stop.is_set(): return
     facts = harvest(notebook)
@@ -420,7 +419,7 @@ def finished(job:Job, # what is to be run
     text,params = hashlib.sha256(Path(job.path).read_bytes()).hexdigest(),json.loads(to_json(job.parameters))
     return row if (row['chapter'], row.get('sha256'), row.get('parameters')) == (job.chapter, text, params) else None
 
-# %% ../../nbs/kit/03_runner.ipynb #f328349c
+# %% ../../nbs/kit/03_runner.ipynb #23589c51
 def run(work, # list of `Job`, from `plan`
         out:Path, # run folder
         jobs:int=1, # how many at once
@@ -432,7 +431,7 @@ def run(work, # list of `Job`, from `plan`
     stop,lock,rows,out = threading.Event(),threading.Lock(),{},Path(out)
     def one(job):
         if stop.is_set(): return
-        row = resume and finished(job, out) or run_one(job, out, timeout, jobs > 1, stop, partial(tell, job))
+        row = resume and finished(job, out) or run_one(job, out, timeout, stop, partial(tell, job))
         if row is None: return
         rows[job.stem] = row
         with lock:
