@@ -74,7 +74,7 @@ def records(request, tmp_path_factory):
     jobs = variants(tmp_path_factory.mktemp('variants')) | {j.chapter: j for j in plan(folder=root/'nbs')}
     with pytest.MonkeyPatch.context() as env:
         env.setenv('OMP_NUM_THREADS', str(max(1, os.cpu_count()//2)))
-        rows = run([j for n, j in jobs.items() if n in asked], tmp_path_factory.mktemp('run'), jobs=2, timeout=300)
+        rows = run([j for n, j in jobs.items() if n in asked], tmp_path_factory.mktemp('run'), jobs=2, timeout=900)
     return {r['chapter']: r for r in rows}
 
 
