@@ -20,7 +20,7 @@ from fastai.losses import BCEWithLogitsLossFlat,CrossEntropyLossFlat
 from ..data.images import ImageSet,STYLE,check_leak,images_from,show_images
 from ..kit.fetch import DataError
 
-# %% ../../nbs/imaging/01_classification.ipynb #ce43c590
+# %% ../../nbs/imaging/01_classification.ipynb #a79d082b
 def pixel_baseline(data:ImageSet, # all splits
                    side:int=14, # pixels a side after shrinking
                    n:int=5000, # training images at most
@@ -30,18 +30,19 @@ def pixel_baseline(data:ImageSet, # all splits
     from sklearn.multiclass import OneVsRestClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
-    x = torch.cat([F.adaptive_avg_pool2d(b.float(), side).flatten(1) for b in channels_first(data.images).split(1000)]).numpy()
+    small = [F.adaptive_avg_pool2d(b.float(), side).flatten(1) for b in channels_first(data.images).split(1000)]
+    x = torch.cat(small).numpy()
     model = LogisticRegression(C=.01, max_iter=300)
     model = make_pipeline(StandardScaler(), OneVsRestClassifier(model) if data.multilabel else model)
     model.fit(x[data.split == 'train'][:n], data.labels[data.split == 'train'][:n])
     return {s: model.predict_proba(x[data.split == s]) for s in ('valid', 'test')}
 
-# %% ../../nbs/imaging/01_classification.ipynb #c76558ab
+# %% ../../nbs/imaging/01_classification.ipynb #d1d61ebc
 def channels_first(images:np.ndarray # uint8, shape (n, h, w) or (n, h, w, c)
                   )->Tensor: # uint8, shape (n, c, h, w)
     "Images as PyTorch wants them"
     if images.ndim not in (3, 4) or images.ndim == 4 and images.shape[-1] not in (1, 2, 3):
-        raise DataError(f'images of shape {images.shape}: this chapter reads 2D images; volumes have a chapter of their own')
+        raise DataError(f'images of shape {images.shape}: this chapter reads 2D images, not volumes')
     x = torch.as_tensor(images)
     return x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2).contiguous()
 
@@ -68,9 +69,9 @@ class Augment:
         x = F.grid_sample(x, grid, padding_mode='border', align_corners=False)
         return x*(1 + u(self.light))[:, None, None, None] + u(self.light)[:, None, None, None] if self.light else x
 
-# %% ../../nbs/imaging/01_classification.ipynb #08b76cf6
+# %% ../../nbs/imaging/01_classification.ipynb #e01329de
 class TensorLoader(DataLoader):
-    "A fastai `DataLoader` over tensors that stay on the device: whole batches are indexed, normalised and augmented there"
+    "fastai's `DataLoader` over tensors on the device: whole batches are indexed, normalised and augmented there"
     def __init__(self,
                  x:Tensor, # uint8, shape (n, c, h, w)
                  y:Tensor, # int, shape (n,); float, shape (n, k) for multi-label
@@ -94,7 +95,7 @@ class TensorLoader(DataLoader):
             x = self.prepare(self.x[i])
             yield (self.augment(x) if self.augment else x), self.y[i]
 
-# %% ../../nbs/imaging/01_classification.ipynb #1378bcae
+# %% ../../nbs/imaging/01_classification.ipynb #b9b3ae50
 def tensor_loaders(data:ImageSet, # with splits train and valid
                    bs:int=64, # images in a batch
                    augment=None, # of the training images
@@ -112,9 +113,10 @@ def tensor_loaders(data:ImageSet, # with splits train and valid
     (x,y),(xv,yv) = tensors(train),tensors(valid)
     pixels = x[:4096].float()/255
     mean,std = pixels.mean((0, 2, 3), keepdim=True),pixels.std((0, 2, 3), keepdim=True).clamp_min(1e-3)
-    return DataLoaders(TensorLoader(x, y, mean, std, bs, True, augment, side), TensorLoader(xv, yv, mean, std, 512, side=side), device=device)
+    learn_from,judge_by = TensorLoader(x, y, mean, std, bs, True, augment, side),TensorLoader(xv, yv, mean, std, 512, side=side)
+    return DataLoaders(learn_from, judge_by, device=device)
 
-# %% ../../nbs/imaging/01_classification.ipynb #3aa7994a
+# %% ../../nbs/imaging/01_classification.ipynb #63fcacd7
 def classic_cnn(c_in:int, # channels of the image
                 n_out:int, # classes
                 kernel:int=3, # size of the kernels, odd
@@ -123,18 +125,21 @@ def classic_cnn(c_in:int, # channels of the image
                 drop:float=.25, # dropout before the output
                )->nn.Sequential: # (n, c_in, h, w) -> (n, n_out); h and w at least 2**len(widths)
     "The classic stack: convolutions with batch normalisation and pooling, then a dense layer"
-    block = lambda i,o: nn.Sequential(nn.Conv2d(i, o, kernel, padding=kernel//2, bias=False), nn.BatchNorm2d(o), nn.ReLU(), nn.MaxPool2d(2))
+    def block(i, o):
+        conv = nn.Conv2d(i, o, kernel, padding=kernel//2, bias=False)
+        return nn.Sequential(conv, nn.BatchNorm2d(o), nn.ReLU(), nn.MaxPool2d(2))
     blocks = [block(i, o) for i,o in zip((c_in, *widths), widths)]
-    head = [nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(9*widths[-1], dense), nn.ReLU(), nn.Dropout(drop), nn.Linear(dense, n_out)]
-    return nn.Sequential(*blocks, *head).to(memory_format=torch.channels_last)
+    hidden = [nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(9*widths[-1], dense), nn.ReLU()]
+    return nn.Sequential(*blocks, *hidden, nn.Dropout(drop), nn.Linear(dense, n_out)).to(memory_format=torch.channels_last)
 
-# %% ../../nbs/imaging/01_classification.ipynb #4ea2bebf
+# %% ../../nbs/imaging/01_classification.ipynb #0c984ca3
 def class_weights(labels:np.ndarray, # int, shape (n,)
                   k:int, # classes
                  )->Tensor: # float, shape (k,), mean over the images 1
     "Weights that make all classes count the same"
     count = np.bincount(labels, minlength=k)
-    if (count == 0).any(): raise DataError(f'class {int((count == 0).argmax())} has no training image: leave it out, or add images of it')
+    empty = np.flatnonzero(count == 0)
+    if len(empty): raise DataError(f'class {empty[0]} has no training image: leave it out, or add images of it')
     return torch.tensor(len(labels)/(k*count), dtype=torch.float32)
 
 # %% ../../nbs/imaging/01_classification.ipynb #9585fe54
@@ -142,14 +147,15 @@ class SkipValidation(Callback):
     "No validation pass after the epochs"
     def before_validate(self): raise CancelValidException
 
-# %% ../../nbs/imaging/01_classification.ipynb #4ce57a1d
+# %% ../../nbs/imaging/01_classification.ipynb #c8987fb5
 def loss_for(data:ImageSet, # with split train
              weighted:bool=True, # weigh the classes against their imbalance
              device='cpu', # of the weights
             ): # fastai loss
     "Cross-entropy with class weights; binary cross-entropy for each finding of a multi-label set"
     if data.multilabel: return BCEWithLogitsLossFlat()
-    return CrossEntropyLossFlat(weight=class_weights(data.part('train').labels, len(data.classes)).to(device) if weighted else None)
+    w = class_weights(data.part('train').labels, len(data.classes)).to(device) if weighted else None
+    return CrossEntropyLossFlat(weight=w)
 
 # %% ../../nbs/imaging/01_classification.ipynb #7bab067b
 def one_cycle(learn:Learner, # to be trained
@@ -165,7 +171,7 @@ def one_cycle(learn:Learner, # to be trained
         with learn.no_bar(), learn.no_logging(): method(epochs, lr, cbs=SkipValidation())
     return learn
 
-# %% ../../nbs/imaging/01_classification.ipynb #b1120b33
+# %% ../../nbs/imaging/01_classification.ipynb #e2b98466
 def fit(data:ImageSet, # with splits train and valid
         dls:DataLoaders, # from `tensor_loaders`
         model:nn.Module, # (n, c, h, w) -> (n, classes)
@@ -175,7 +181,8 @@ def fit(data:ImageSet, # with splits train and valid
         watch:bool=False, # show progress and the live plot
        )->Learner: # trained
     "Train a network with class weights and the one-cycle schedule"
-    return one_cycle(Learner(dls, model.to(dls.device), loss_func=loss_for(data, weighted, dls.device), wd=1e-2), epochs, lr, watch)
+    learn = Learner(dls, model.to(dls.device), loss_func=loss_for(data, weighted, dls.device), wd=1e-2)
+    return one_cycle(learn, epochs, lr, watch)
 
 # %% ../../nbs/imaging/01_classification.ipynb #16b3c583
 @torch.inference_mode()
@@ -193,7 +200,7 @@ def predict(learn:Learner, # trained by `fit`
         res.append((p + link(model(x.flip(-1))))/2 if mirror else p)
     return torch.cat(res).cpu().numpy()
 
-# %% ../../nbs/imaging/01_classification.ipynb #dc519833
+# %% ../../nbs/imaging/01_classification.ipynb #9c50af4a
 def ready_made(data:ImageSet, # with splits train and valid
                arch:str='resnet18', # "resnet18", "vgg11_bn" or "alexnet"
                pretrained:bool=False, # start from ImageNet's weights; they are downloaded
@@ -206,10 +213,11 @@ def ready_made(data:ImageSet, # with splits train and valid
     from fastai.vision.learner import vision_learner
     sides = dict(resnet18=32, vgg11_bn=32, alexnet=64)
     if arch not in sides: raise ValueError(f'arch {arch!r}: it is one of {", ".join(sides)}')
-    dls = tensor_loaders(data, **(dict(side=max(sides[arch], data.images.shape[1] if data.images.shape[1] >= 64 else 0)) | kw))
-    try: learn = vision_learner(dls, getattr(tv, arch), pretrained=pretrained, n_in=dls.train.x.shape[1], n_out=len(data.classes),
-                                normalize=False, loss_func=loss_for(data, device=dls.device), wd=1e-2)
+    side = max(sides[arch], data.images.shape[1])
+    dls = tensor_loaders(data, **(dict(side=side) | kw))
+    shape = dict(n_in=dls.train.x.shape[1], n_out=len(data.classes), normalize=False)
+    try: learn = vision_learner(dls, getattr(tv, arch), pretrained=pretrained, loss_func=loss_for(data, device=dls.device), wd=1e-2, **shape)
     except OSError as e:
-        raise DataError(f'the ImageNet weights of {arch} could not be downloaded ({e}): connect to the internet, put their file into '
-                        f'{torch.hub.get_dir()}/checkpoints, or train from scratch with pretrained=False') from e
+        raise DataError(f'the ImageNet weights of {arch} could not be downloaded ({e}): connect to the internet, put their file '
+                        f'into {torch.hub.get_dir()}/checkpoints, or train from scratch with pretrained=False') from e
     return one_cycle(learn, epochs, lr, fine_tune=pretrained)
