@@ -1,0 +1,332 @@
+"Metrics against reference implementations, plain loops and known truths; intervals that keep their promise"
+import math
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given,settings,strategies as st
+from scipy.stats import norm
+from sklearn import metrics as sk
+from medlearn.data import images as I
+from medlearn.foundations import evaluation as E
+from medlearn.kit.fetch import DataError
+
+seeds = st.integers(0, 10**6)
+quick = settings(max_examples=30, deadline=None)
+
+def case(seed, n=80, levels=7):
+    "Truth of both kinds, probabilities with ties, whole weights with zeros"
+    rng = np.random.default_rng(seed)
+    y = rng.random(n) < rng.uniform(.1, .9)
+    y[:2] = True,False
+    w = rng.integers(0, 4, n).astype(float)
+    w[:2] = 1
+    return y, rng.integers(0, levels, n)/(levels - 1), w
+
+def close(a, b): np.testing.assert_allclose(a, b, rtol=0, atol=1e-9)
+
+# Against scikit-learn
+
+@quick
+@given(seed=seeds)
+def test_ranking_agrees_with_sklearn(seed):
+    y,s,w = case(seed)
+    for ours,theirs in ((E.auroc, sk.roc_auc_score), (E.average_precision, sk.average_precision_score)):
+        close(ours(y, s), theirs(y, s))
+        close(ours(y, s, np.stack([w, w*0 + 1])), [theirs(y, s, sample_weight=w), theirs(y, s)])
+        close(ours(y, s, w), ours(np.repeat(y, w.astype(int)), np.repeat(s, w.astype(int))))
+        close(ours(np.c_[y, ~y], np.c_[s, 1 - s]), theirs(np.c_[y, ~y], np.c_[s, 1 - s]))
+
+@quick
+@given(seed=seeds)
+def test_brier_and_rates_agree_with_sklearn(seed):
+    y,s,w = case(seed)
+    close(E.brier(y, s, w), sk.brier_score_loss(y, s, sample_weight=w))
+    called = s > .4
+    names = dict(accuracy=sk.accuracy_score(y, called, sample_weight=w), sensitivity=sk.recall_score(y, called, sample_weight=w),
+                 specificity=sk.recall_score(~y, ~called, sample_weight=w), F1=sk.f1_score(y, called, sample_weight=w))
+    if called@w: names['precision'] = sk.precision_score(y, called, sample_weight=w)
+    ours = E.rates(y[:, None], called[:, None], w)
+    for k,v in names.items(): close(ours[k], v)
+
+@quick
+@given(seed=seeds)
+def test_rates_of_several_classes_are_means_over_classes(seed):
+    rng = np.random.default_rng(seed)
+    y,c = rng.integers(0, 3, 60),rng.integers(0, 3, 60)
+    y[:3] = c[:3] = range(3)
+    ours = E.rates(y[:, None] == np.arange(3), c[:, None] == np.arange(3))
+    close(ours['accuracy'], sk.accuracy_score(y, c))
+    close([ours[k][0] for k in ('sensitivity', 'precision', 'F1')], sk.precision_recall_fscore_support(y, c, average='macro')[1::-1] + (sk.f1_score(y, c, average='macro'),))
+
+@quick
+@given(seed=seeds)
+def test_ece_and_net_benefit_agree_with_loops(seed):
+    y,_,w = case(seed)
+    p = np.random.default_rng(seed).random(len(y))
+    gaps = []
+    for b in range(10):
+        at = (p >= b/10) & (p < (b+1)/10)
+        if at.any(): gaps.append(at.mean()*abs(p[at].mean() - y[at].mean()))
+    close(E.ece(y, p), sum(gaps))
+    close(E.ece(y, p, w), E.ece(np.repeat(y, w.astype(int)), np.repeat(p, w.astype(int))))
+    for t in (.1, .37, .5):
+        tp,fp = (y & (p >= t)).sum(),(~y & (p >= t)).sum()
+        close(E.net_benefit(y, p, t), (tp - fp*t/(1 - t))/len(y))
+    assert E.net_benefit(y, p, [.1, .2], np.stack([w, w])).shape == (2, 2)
+
+def test_a_metric_that_does_not_exist_is_nan():
+    alone = np.ones(4, bool)
+    assert np.isnan(E.auroc(alone, np.arange(4.))[0]) and np.isnan(E.average_precision(~alone, np.arange(4.))[0])
+    assert np.isnan(E.rates(alone[:, None], ~alone[:, None])['precision'][0])
+
+def test_what_is_no_probability_is_refused():
+    for bad in ([1.2, .1], [-.1, .2], [np.nan, .5]):
+        with pytest.raises(ValueError, match='probabilities'): E.ece([1, 0], bad)
+    for t in (0, 1, [.2, 1.5]):
+        with pytest.raises(ValueError, match='threshold'): E.net_benefit([1, 0], [.5, .5], t)
+
+# Intervals and comparisons
+
+def test_resampling_draws_whole_patients():
+    who = np.array(['b', 'a', 'b', 'c', 'a'])
+    w = E.resample(who, 500)
+    assert (w[:, 0] == w[:, 2]).all() and (w[:, 1] == w[:, 4]).all() and (w[:, [0, 1, 3]].sum(1) == 3).all()
+    assert (E.resample(5, 7) == E.resample(np.arange(5), 7)).all() and (E.resample(pd.Series(who), 500) == w).all()
+
+def test_intervals_cover_the_truth():
+    shift,hits = 1.2,[]
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        y = np.arange(120) % 3 == 0
+        _,low,high = E.estimate(E.auroc, y, rng.normal(size=120) + shift*y, E.resample(120, 300, seed))
+        hits.append(low <= norm.cdf(shift/math.sqrt(2)) <= high)
+    assert np.mean(hits) >= .88
+
+def test_grouped_intervals_are_wider_where_rows_repeat():
+    y,s,_ = case(3, 60, 1000)
+    y,s,who = (np.repeat(v, 5) for v in (y, s, np.arange(60)))
+    width = lambda g: np.ptp(E.estimate(E.auroc, y, s, E.resample(g, 2000))[1:])
+    assert 1.9 < width(who)/width(300) < 2.6
+
+@quick
+@given(seed=seeds)
+def test_delong_agrees_with_loops(seed):
+    y,a,_ = case(seed, 40)
+    b = np.random.default_rng(seed + 1).normal(size=40) + a
+    if min(y.sum(), (~y).sum()) < 2:
+        with pytest.raises(DataError, match='at least two'): E.delong(y, a, b)
+        return
+    psi = lambda s: (s[y][:, None] > s[~y]) + .5*(s[y][:, None] == s[~y])
+    D = psi(a) - psi(b)
+    var = D.mean(1).var(ddof=1)/y.sum() + D.mean(0).var(ddof=1)/(~y).sum()
+    d,low,high,p = E.delong(y, a, b)
+    close([d, d], [D.mean(), (E.auroc(y, a) - E.auroc(y, b))[0]])
+    close([(high - low)/2, p], [norm.ppf(.975)*math.sqrt(var), 2*norm.sf(abs(D.mean())/math.sqrt(var))])
+
+def test_delong_of_a_model_with_itself():
+    y,a,_ = case(0)
+    assert E.delong(y, a, a) == (0, 0, 0, 1)
+
+def test_delong_agrees_with_the_paired_bootstrap():
+    rng = np.random.default_rng(5)
+    y = rng.random(400) < .4
+    a = rng.normal(size=400) + y
+    b = a + rng.normal(size=400)
+    d,low,high,_ = E.delong(y, a, b)
+    e,lo,hi = E.difference(E.auroc, y, a, b, E.resample(400, 3000))
+    assert d == pytest.approx(e, abs=1e-9) and (hi - lo)/(high - low) == pytest.approx(1, abs=.1)
+
+def test_delong_keeps_its_error_rate():
+    p = []
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        y = np.arange(150) % 2 == 0
+        p.append(E.delong(y, rng.normal(size=150) + y, rng.normal(size=150) + y)[3])
+    assert .02 <= np.mean(np.array(p) < .05) <= .09
+
+def test_a_judge_reports_what_the_metrics_say():
+    y,s,_ = case(1)
+    data = I.ImageSet(np.zeros((80, 2, 2), np.uint8), y.astype(int), np.repeat('test', 80), ['no', 'yes'], groups=np.arange(80)//2)
+    judge = E.Judge(data, 200)
+    report = judge.report(np.c_[1 - s, s], .4)
+    close(report.value['AUROC'], sk.roc_auc_score(y, s))
+    close(report.value.F1, sk.f1_score(y, s > .4))
+    assert (report.low <= report.value).all() and (report.value <= report.high).all()
+    close(judge.gain(s, s), 0)
+
+@quick
+@given(seed=seeds, want=st.floats(.01, 1))
+def test_the_cut_reaches_its_sensitivity(seed, want):
+    y,s,_ = case(seed)
+    cut = E.cut_for(y, s, want)
+    assert (s[y] > cut).mean() >= want - 1e-9
+    higher = np.unique(s[y])[np.unique(s[y]) > cut][0]
+    assert (s[y] > higher).mean() < want
+    with pytest.raises(DataError, match='no positive'): E.cut_for(y & False, s)
+
+def test_plots_show_the_numbers():
+    y,p,_ = case(2, 200, 50)
+    y = np.random.default_rng(0).random(200) < p
+    w = E.resample(200, 50)
+    share = E.plot_reliability({'model': (y, p)}, w, 5).axes[0].lines[1].get_ydata()
+    close(share, [y[(np.minimum((p*5).astype(int), 4)) == b].mean() for b in range(5)])
+    ax = E.plot_decision({'model': (y, p)}).axes[0]
+    close(ax.lines[2].get_ydata(), E.net_benefit(y, p, np.linspace(.01, .5, 99))[0])
+    assert f'{sk.roc_auc_score(y, p):.3f}' in E.plot_roc({'model': (y, p)}).axes[0].get_legend().get_texts()[0].get_text()
+
+# Masks
+
+masks = st.tuples(seeds, st.floats(0, 1), st.integers(2, 3))
+
+@quick
+@given(masks)
+def test_dice_and_iou_agree_with_sklearn_in_numpy_and_torch(given):
+    seed,share,d = given
+    a,b = np.random.default_rng(seed).random((2, 3) + (5,)*d) < share
+    ours = E.dice(a, b),E.iou(a, b)
+    theirs = [[f(x.ravel(), z.ravel(), zero_division=1.) for x,z in zip(a, b)] for f in (sk.f1_score, sk.jaccard_score)]
+    close(ours, theirs)
+    for f,o in zip((E.dice, E.iou), ours): np.testing.assert_allclose(f(torch.tensor(a), torch.tensor(b)), o, rtol=1e-6)
+
+def blobs(seed, d, n=14):
+    from scipy.ndimage import gaussian_filter
+    x = gaussian_filter(np.random.default_rng(seed).normal(size=(2,) + (n,)*d), (0,) + (2,)*d)
+    return x > np.quantile(x, .8)
+
+@settings(max_examples=25, deadline=None)
+@given(seed=seeds, d=st.integers(2, 3))
+def test_hausdorff_agrees_with_all_pairs(seed, d):
+    from scipy.ndimage import binary_erosion
+    from scipy.spatial.distance import cdist,directed_hausdorff
+    a,b = blobs(seed, d)
+    mm = (2.5, .7, .7)[-d:]
+    if not (a.any() and b.any()): return
+    rim = [np.argwhere(m & ~binary_erosion(m))*mm for m in (a, b)]
+    far = cdist(*rim)
+    close(E.hausdorff95(a, b, mm), max(np.percentile(far.min(k), 95) for k in (0, 1)))
+    close(E.hausdorff95(a, b, mm, 100), max(directed_hausdorff(*rim)[0], directed_hausdorff(*rim[::-1])[0]))
+    close(E.hausdorff95(a, b, [2*s for s in mm]), 2*E.hausdorff95(a, b, mm))
+
+def test_empty_and_unlike_masks():
+    a,none = np.ones((3, 3), bool),np.zeros((3, 3), bool)
+    assert E.hausdorff95(none, none) == 0 and E.hausdorff95(a, none) == E.hausdorff95(none, a) == math.inf
+    assert E.dice(none[None], none[None]) == E.iou(none[None], none[None]) == 1 and E.dice(a[None], none[None]) == 0
+    for f in (E.dice, E.iou, E.hausdorff95):
+        with pytest.raises(ValueError, match='alike'): f(a, none[:2])
+
+@pytest.mark.parametrize('d', (2, 3))
+def test_masks_agree_with_monai(d):
+    monai = pytest.importorskip('monai.metrics', reason='MONAI is not installed: pip install monai')
+    for seed in range(10):
+        a,b = blobs(seed, d)
+        if not (a.any() and b.any()): continue
+        x,z = (torch.tensor(m)[None, None] for m in (a, b))
+        mm = (2.5, .7, .7)[-d:]
+        theirs = monai.compute_hausdorff_distance(x, z, include_background=True, percentile=95, spacing=mm)
+        assert E.hausdorff95(a, b, mm) == pytest.approx(theirs.item(), rel=1e-5)
+        assert E.dice(a[None], b[None])[0] == pytest.approx(monai.compute_dice(x.float(), z.float()).item(), abs=1e-6)
+        assert E.iou(a[None], b[None])[0] == pytest.approx(monai.compute_iou(x.float(), z.float()).item(), abs=1e-6)
+
+@settings(max_examples=20, deadline=None)
+@given(seed=seeds)
+def test_scores_agree_with_torchmetrics(seed):
+    tm = pytest.importorskip('torchmetrics.functional.classification', reason='torchmetrics is not installed: pip install torchmetrics')
+    y,s,_ = case(seed)
+    p,t = torch.tensor(np.random.default_rng(seed).random(80)),torch.tensor(y).int()
+    assert E.ece(y, p.numpy())[0] == pytest.approx(tm.binary_calibration_error(p, t, n_bins=10).item(), abs=1e-6)
+    assert E.auroc(y, s)[0] == pytest.approx(tm.binary_auroc(torch.tensor(s), t).item(), abs=1e-6)
+    assert E.average_precision(y, s)[0] == pytest.approx(tm.binary_average_precision(torch.tensor(s), t).item(), abs=1e-6)
+
+# Boxes
+
+def scene(seed, d=2, images=6):
+    "True boxes of several images, and boxes found: shifted copies, some missed, some invented"
+    rng,truth,found,score = np.random.default_rng(seed),[],[],[]
+    for _ in range(images):
+        low = rng.uniform(0, 50, (rng.integers(0, 5), d))
+        t = np.c_[low, low + rng.uniform(5, 25, low.shape)]
+        low = rng.uniform(0, 50, (rng.integers(0, 3), d))
+        f = np.r_[t[rng.random(len(t)) < .8] + rng.normal(0, 1.5, (1, 2*d)), np.c_[low, low + 12]]
+        truth, found, score = truth + [t], found + [f], score + [rng.random(len(f))]
+    return truth, found, score
+
+def plain_iou(a, b):
+    d,both,sa,sb = len(a)//2,1.,1.,1.
+    for k in range(d):
+        both *= max(0., min(a[k+d], b[k+d]) - max(a[k], b[k]))
+        sa,sb = sa*(a[k+d] - a[k]),sb*(b[k+d] - b[k])
+    return both/(sa + sb - both)
+
+def plain_ap(truth, found, score, at):
+    "COCO's average precision, box by box"
+    taken,curve,tp = set(),[],0
+    ranked = sorted(((s, i, k) for i,ss in enumerate(score) for k,s in enumerate(ss)), reverse=True)
+    for rank,(_,i,k) in enumerate(ranked, 1):
+        best,which = at,None
+        for j,t in enumerate(truth[i]):
+            over = plain_iou(found[i][k], t)
+            if (i, j) not in taken and over >= best: best,which = over,j
+        if which is not None: taken.add((i, which)); tp += 1
+        curve.append((tp/sum(map(len, truth)), tp/rank))
+    return sum(max((p for r,p in curve if r >= at), default=0) for at in np.linspace(0, 1, 101))/101
+
+@quick
+@given(seed=seeds, d=st.integers(2, 3), at=st.sampled_from([.1, .5, .75]))
+def test_box_ap_agrees_with_a_plain_count(seed, d, at):
+    truth,found,score = scene(seed, d)
+    if not sum(map(len, truth)): assert math.isnan(E.box_ap(truth, found, score, at))
+    else: close(E.box_ap(truth, found, score, at), plain_ap(truth, found, score, at))
+
+def test_boxes_at_the_edges():
+    t,none = [np.array([[0., 0, 4, 4]])],[np.zeros((0, 4))]
+    assert E.box_ap(t, t, [[.3]]) == 1 and E.box_ap(t, none, [[]]) == 0 and math.isnan(E.box_ap(none, t, [[.3]]))
+    assert E.box_iou(np.zeros((1, 4)), np.zeros((1, 4))) == 0 and E.box_iou(np.zeros((0, 4)), np.zeros((3, 4))).shape == (0, 3)
+    truth = [(t[0].repeat(2, 0), ['a', 'b'])]
+    res = E.mean_ap(truth, [(t[0].repeat(2, 0), ['a', 'c'], [.9, .8])], at=(.5, .75))
+    assert res.loc['a'].tolist() == [1, 1] and res.loc['b'].tolist() == [0, 0] and list(res.columns) == [.5, .75]
+
+@pytest.mark.parametrize('seed', range(5))
+def test_box_ap_agrees_with_coco(seed):
+    pytest.importorskip('pycocotools', reason='pycocotools is not installed: pip install pycocotools')
+    detection = pytest.importorskip('torchmetrics.detection', reason='torchmetrics is not installed: pip install torchmetrics')
+    truth,found,score = scene(seed)
+    judge = detection.MeanAveragePrecision(iou_thresholds=[.5], rec_thresholds=np.linspace(0, 1, 101).tolist())
+    zeros = lambda n: torch.zeros(n, dtype=torch.int64)
+    judge.update([dict(boxes=torch.tensor(f).float(), scores=torch.tensor(s).float(), labels=zeros(len(f))) for f,s in zip(found, score)],
+                 [dict(boxes=torch.tensor(t).float(), labels=zeros(len(t))) for t in truth])
+    assert E.box_ap(truth, found, score) == pytest.approx(judge.compute()['map'].item(), abs=1e-5)
+
+# Order
+
+@quick
+@given(seed=seeds)
+def test_concordance_agrees_with_loops(seed):
+    rng = np.random.default_rng(seed)
+    t,s,e,w = rng.integers(0, 9, 25),rng.integers(0, 5, 25),rng.random(25) < .6,rng.integers(0, 3, 25).astype(float)
+    right = known = 0
+    for i in range(25):
+        for j in range(25):
+            if not e[i] or not (t[i] < t[j] or t[i] == t[j] and not e[j]): continue
+            known += w[i]*w[j]
+            right += w[i]*w[j]*(1 if s[i] > s[j] else .5 if s[i] == s[j] else 0)
+    if known: close(E.concordance(t, s, w, e), right/known)
+    else: assert np.isnan(E.concordance(t, s, w, e)[0])
+
+def test_concordance_of_yes_or_no_is_the_auroc():
+    y,s,w = case(4)
+    close(E.concordance(-y.astype(int), s, w), E.auroc(y, s, w))
+
+def test_concordance_agrees_with_lifelines():
+    utils = pytest.importorskip('lifelines.utils', reason='lifelines is not installed: pip install lifelines')
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        t,s,e = rng.integers(1, 30, 80),rng.integers(0, 20, 80),rng.random(80) < .5
+        close(E.concordance(t, s, event=e)[0], utils.concordance_index(t, -s, e))
+
+# Duplicates
+
+def test_equal_pictures_are_found():
+    images = np.random.default_rng(0).integers(0, 255, (6, 4, 4), dtype=np.uint8)
+    images[[4, 5]] = images[[1, 1]]
+    assert [r.tolist() for r in E.duplicates(images)] == [[1, 4, 5]] and E.duplicates(images[:4]) == []
