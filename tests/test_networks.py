@@ -1,0 +1,107 @@
+"Optimisers, losses and receptive fields against PyTorch, on whatever hypothesis thinks of"
+import pytest,torch,torch.nn.functional as F
+from hypothesis import given,settings,strategies as st
+from torch import nn
+from medlearn.foundations import networks as N
+
+seeds = st.integers(0, 10**6)
+@pytest.fixture(autouse=True)
+def double():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+def quiet(n): return settings(max_examples=n, deadline=None)
+
+THEIRS = {N.sgd: lambda w,lr: torch.optim.SGD(w, lr), N.momentum: lambda w,lr: torch.optim.SGD(w, lr, momentum=.9),
+          N.rmsprop: lambda w,lr: torch.optim.RMSprop(w, lr), N.adam: lambda w,lr: torch.optim.Adam(w, lr)}
+
+@pytest.mark.parametrize('step', THEIRS, ids=lambda f: f.__name__)
+@quiet(10)
+@given(seed=seeds, lr=st.floats(1e-4, .1), d=st.integers(1, 6))
+def test_a_hundred_steps_as_torch_takes_them(step, seed, lr, d):
+    g = torch.Generator().manual_seed(seed)
+    a,start = torch.randn(d, d, generator=g),torch.randn(d, generator=g)
+    f = lambda w: (a@w).tanh().square().sum() + .1*w.square().sum()
+    w = start.clone().requires_grad_()
+    opt,path = THEIRS[step]([w], lr),[start]
+    for _ in range(100):
+        opt.zero_grad()
+        f(w).backward()
+        opt.step()
+        path.append(w.detach().clone())
+    got = N.descend(f, start, step, 100, lr=lr)
+    assert got.shape == (101, d) and (got - torch.stack(path)).abs().max() < 1e-6
+
+def test_walking_leaves_the_start_alone():
+    w = torch.ones(3, requires_grad=True)
+    assert (N.descend(lambda w: w.square().sum(), w, N.adam, 5)[0] == 1).all() and w.grad is None and (w == 1).all()
+
+@quiet(50)
+@given(seed=seeds, gamma=st.floats(0, 5))
+def test_focal_loss_is_its_formula(seed, gamma):
+    g = torch.Generator().manual_seed(seed)
+    z,t = 3*torch.randn(20, generator=g),torch.randint(0, 2, (20,), generator=g).double()
+    p = torch.where(t == 1, z.sigmoid(), 1 - z.sigmoid())
+    assert torch.allclose(N.focal_loss(z, t, gamma), (-(1 - p)**gamma*p.log()).mean())
+    assert torch.allclose(N.focal_loss(z, t, 0), F.binary_cross_entropy_with_logits(z, t))
+    assert torch.allclose(N.focal_loss(z, t, gamma, .25), (-(.25*t + .75*(1 - t))*(1 - p)**gamma*p.log()).mean())
+
+@pytest.mark.parametrize('gamma', [0., .5, 1., 2.])
+def test_focal_loss_has_a_finite_gradient_at_the_extremes(gamma):
+    z = torch.tensor([-800., -40, 0, 40, 800], requires_grad=True)
+    loss = N.focal_loss(z, torch.ones(5), gamma)
+    loss.backward()
+    assert loss.isfinite() and z.grad.isfinite().all()
+
+@quiet(40)
+@given(seed=seeds, dims=st.lists(st.integers(1, 9), min_size=1, max_size=3))
+def test_dice_loss_of_sure_masks_is_dice(seed, dims):
+    g = torch.Generator().manual_seed(seed)
+    a,b = (torch.rand(4, *dims, generator=g) < .4 for _ in range(2))
+    loss = N.dice_loss(a*2000. - 1000, b, eps=1e-12)
+    inter,total = (a & b).flatten(1).sum(1),(a.flatten(1).sum(1) + b.flatten(1).sum(1))
+    want = torch.where(total == 0, 1., 2*inter/total.clamp_min(1)).mean()
+    assert torch.allclose(loss, 1 - want)
+    assert 0 <= N.dice_loss(torch.randn(4, *dims, generator=g), b) <= 1
+
+def test_dice_loss_refuses_another_shape():
+    with pytest.raises(ValueError, match=r'\(2, 1, 4, 4\).*\(2, 4, 4\)'): N.dice_loss(torch.zeros(2, 1, 4, 4), torch.zeros(2, 4, 4))
+
+layer = st.one_of(st.tuples(st.just('conv'), st.sampled_from([1, 3, 5]), st.integers(1, 2), st.integers(1, 2)), st.just(('pool', 2, 2, 1)), st.just(('avg', 2, 2, 1)))
+
+@quiet(15)
+@given(st.lists(layer, min_size=1, max_size=4), seeds)
+def test_receptive_field_by_formula_and_by_gradient(layers, seed):
+    torch.manual_seed(seed)
+    make = dict(conv=lambda k,s,d: nn.Conv2d(1, 1, k, s, padding=d*(k//2), dilation=d), pool=lambda k,s,d: nn.MaxPool2d(k), avg=lambda k,s,d: nn.AvgPool2d(k))
+    net = nn.Sequential(*[make[n](k, s, d) for n,k,s,d in layers])
+    side = N.receptive_field(net)
+    if side > 60: return
+    seen = torch.nonzero(N.field_map(net, 128, 48).sum(0))
+    assert int(seen.max() - seen.min()) + 1 == side
+
+def test_receptive_field_of_a_resnets_stem_and_of_nothing():
+    assert N.receptive_field(nn.Sequential(nn.Conv2d(3, 64, 7, 2, 3), nn.MaxPool2d(3, 2, 1))) == 11
+    assert N.receptive_field(nn.ReLU()) == 1
+
+def test_standardise_knows_the_training_rows_only():
+    x = torch.randn(50, 3)*5 + 7
+    x[:, 2] = 4
+    z = N.standardise(x.numpy(), range(30))
+    assert torch.allclose(z[:30].mean(0), torch.zeros(3), atol=1e-12) and torch.allclose(z[:30, :2].std(0), torch.ones(2)) and (z[:, 2] == 0).all()
+    x[30:] *= 100
+    assert torch.equal(z[:30], N.standardise(x, list(range(30)))[:30])
+
+def test_loaders_bring_each_row_once():
+    x,y = torch.arange(20.)[:, None],torch.arange(20.)[:, None]
+    dls = N.table_loaders(x, y, range(15), range(15, 20), bs=4)
+    got = torch.cat([b[0] for b in dls.train])[:, 0]
+    assert sorted(got.tolist()) == list(range(15)) and torch.cat([b[1] for b in dls.valid])[:, 0].tolist() == list(range(15, 20))
+
+def test_grad_norms_in_order():
+    net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+    assert N.grad_norms(net) == {}
+    net(torch.randn(4, 2)).sum().backward()
+    assert list(N.grad_norms(net)) == ['0', '2'] and N.grad_norms(net)['2'] == net[2].weight.grad.norm().item()
