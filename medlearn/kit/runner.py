@@ -290,7 +290,7 @@ def worker()->None:
     try: say(end=True, error=error, peak_mb=_peak_mb())
     except BrokenPipeError: watcher.join()
 
-# %% ../../nbs/kit/03_runner.ipynb #87fe81cb
+# %% ../../nbs/kit/03_runner.ipynb #5d60caa1
 def _environment(tmp, tag):
     "Environment of a worker and its kernel, private to `tmp`"
     spec = tmp/'jupyter/kernels/python3/kernel.json'
@@ -306,6 +306,7 @@ def _environment(tmp, tag):
     env.update(PYTHONPATH=os.pathsep.join(paths), PYTHONHASHSEED='0', MEDLEARN_JOB=tag, IPYTHONDIR=str(tmp/'ipython'),
                JUPYTER_RUNTIME_DIR=str(tmp/'runtime'), JUPYTER_PATH=str(tmp/'jupyter'))
     env.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+    env.setdefault('PYTHONWARNINGS', 'ignore::FutureWarning:torch.jit._script')
     return env
 
 # %% ../../nbs/kit/03_runner.ipynb #95a59611
