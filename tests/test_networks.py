@@ -18,7 +18,7 @@ THEIRS = {N.sgd: lambda w,lr: torch.optim.SGD(w, lr), N.momentum: lambda w,lr: t
           N.rmsprop: lambda w,lr: torch.optim.RMSprop(w, lr), N.adam: lambda w,lr: torch.optim.Adam(w, lr)}
 
 @pytest.mark.parametrize('step', THEIRS, ids=lambda f: f.__name__)
-@quiet(10)
+@quiet(5)
 @given(seed=seeds, lr=st.floats(1e-4, .1), d=st.integers(1, 6))
 def test_a_hundred_steps_as_torch_takes_them(step, seed, lr, d):
     g = torch.Generator().manual_seed(seed)
