@@ -461,14 +461,15 @@ def test_every_card(name):
     assert c.name == name and not c.simulated
     assert all(isinstance(x, str) and x.strip() for x in (c.title, c.task, c.modality, c.licence, c.citation, c.intended_use, c.known_biases))
     assert re.fullmatch(r'medlearn(\.\w+)+:\w+', c.loader) and c.splits and all(isinstance(n, int) and n > 0 for n in c.splits.values())
-    assert len({f.digest for f in c.files}) == len({f.file for f in c.files}) == len(c.files)
+    assert len({f.digest for f in c.files}) == len({f.file for f in c.files})
+    assert len({(f.file, f.member) for f in c.files}) == len(c.files)
     html = c._repr_html_()
     assert f'data-medlearn-card="{name}"' in html and 'not simulated' in html and 'not simulated' in repr(c)
 
 
 def test_cards_of_medmnist_agree_with_their_names():
     for name, c in F.cards().items():
-        if name == 'lidc_nodules': continue
+        if 'mnist' not in name: continue
         assert [f.id for f in c.files] == (['28', '64'] if name.endswith('3d') else ['28', '64', '128', '224'])
         assert all(f.file == name + ('' if f.id == '28' else f'_{f.id}') + '.npz' and f'/{f.file}?' in f.url for f in c.files)
         assert set(c.splits) == {'train', 'val', 'test'} and c.file(28) is c.file() and 'NC' in c.licence or name != 'dermamnist'
