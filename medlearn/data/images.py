@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'fill', 'Mask', 'lidc_masks', 'same_nodule', 'lidc_readings', 'to_grid', 'show_images', 'same_size',
-           'ImageSet', 'split_by_group', 'check_leak', 'lidc_nodules', 'overlap', 'read_npz', 'medmnist', 'images_from',
-           'read_dicom', 'window', 'anonymise', 'read_nifti', 'spacing']
+           'ImageSet', 'split_by_group', 'check_leak', 'lidc_nodules', 'overlap', 'read_npz', 'medmnist', 'images_from']
 
 # %% ../../nbs/data/01_images.ipynb #8cec2d87
 import math,re,warnings
@@ -143,19 +142,21 @@ def lidc_readings()->pd.DataFrame: # one row per reading; lengths in mm, ratings
     "All readings of LIDC-IDRI: who, where, how large, and the nine ratings"
     return _readings().copy()
 
-# %% ../../nbs/data/01_images.ipynb #6fbb115b
+# %% ../../nbs/data/01_images.ipynb #9ac629ff
 def to_grid(mask:np.ndarray, # shape (rows, columns), 0 or 1
             spacing:float, # pixel of the mask, mm
             size:int=64, # side of the picture, pixels
             mm:float=0.75, # pixel of the picture, mm
+            centre:tuple=None, # (row, column) of the mask that becomes the centre; default its centroid
            )->np.ndarray: # uint8, shape (size, size): 255 where fully covered
     "The share of each grid pixel that `mask` covers, centred at its centroid"
     to = (np.arange(size+1) - size/2)*mm
-    def overlap(weight):
-        i = np.arange(len(weight)+1)
-        at = (i - .5 - weight@i[:-1]/weight.sum())*spacing
+    def centroid(weight): return weight@np.arange(len(weight))/weight.sum()
+    y,x = centre or (centroid(mask.sum(1)), centroid(mask.sum(0)))
+    def overlap(n, at):
+        at = (np.arange(n+1) - .5 - at)*spacing
         return np.clip(np.minimum(to[1:, None], at[1:]) - np.maximum(to[:-1, None], at[:-1]), 0, None)/mm
-    return np.rint(255*(overlap(mask.sum(1)) @ mask @ overlap(mask.sum(0)).T)).astype(np.uint8)
+    return np.rint(255*(overlap(mask.shape[0], y) @ mask @ overlap(mask.shape[1], x).T)).astype(np.uint8)
 
 # %% ../../nbs/data/01_images.ipynb #c558da37
 def show_images(images:np.ndarray, # shape (n, h, w), (n, h, w, 3), or (n, d, h, w): the middle slice is shown
@@ -333,7 +334,7 @@ def overlap(a:Mask, # one reading
     cut = lambda m,k: m.voxels[k][(slice(None), *map(slice, low-m.corner, high-m.corner))]
     return float(2*(cut(a, i) & cut(b, j)).sum(dtype=int) / (a.voxels.sum(dtype=int) + b.voxels.sum(dtype=int)))
 
-# %% ../../nbs/data/01_images.ipynb #6a3737db
+# %% ../../nbs/data/01_images.ipynb #dbe99ac1
 def _pixels(path, key, a):
     "uint8 images, or a `DataError` that names the row"
     def bad(what, do): return DataError(f'{path}: {key} {what}. {do}.')
@@ -347,7 +348,7 @@ def _pixels(path, key, a):
     faults = {'NaN or infinite pixels': ~np.isfinite(low+high), 'pixels outside 0 to 255': (low < 0) | (high > 255)}
     for what,wrong in faults.items():
         where = f'in row {wrong.argmax()}, and in {wrong.sum()} of {len(a)} rows'
-        if wrong.any(): raise bad(f'has {what} {where}', 'Clean or window the images, see `window`, and save them as uint8')
+        if wrong.any(): raise bad(f'has {what} {where}', 'Clean or window the images, see `data.scans.window`, and save them as uint8')
     return a
 
 # %% ../../nbs/data/01_images.ipynb #c37a881e
@@ -418,92 +419,3 @@ def images_from(dataset:str, # "lidc_nodules", a MedMNIST name ("pathmnist", "pa
     if name.endswith('.npz') or Path(name).expanduser().is_file(): return read_npz(name, **kw)
     stem,size = re.fullmatch(r'(.*?)(?:[_@](\d+))?', name).groups()
     return medmnist(stem, **(kw | (dict(size=int(size)) if size else {})))
-
-# %% ../../nbs/data/01_images.ipynb #6e180c4b
-def _need(package):
-    from importlib import import_module
-    try: return import_module(package)
-    except ImportError as e: raise ImportError(f'{package} is not installed: pip install "medlearn[formats]"') from e
-
-# %% ../../nbs/data/01_images.ipynb #5eedd842
-def read_dicom(path:str # file
-              )->tuple: # pixels, float32, in HU for CT; and the header, a pydicom `Dataset`
-    "Pixels and header of a DICOM file, with slope and intercept applied"
-    pydicom = _need('pydicom')
-    if not Path(path).is_file(): raise DataError(f'{path} is not there. Check the path.')
-    try:
-        ds = pydicom.dcmread(path)
-        hu = pydicom.pixels.apply_modality_lut(ds.pixel_array, ds)
-    except Exception as e:
-        raise DataError(f'{path} cannot be read as a DICOM image: {e}. Check that it is a whole DICOM file with pixels. '
-                        'Compressed pixels may need pip install pylibjpeg pylibjpeg-libjpeg.') from e
-    return hu.astype(np.float32), ds
-
-# %% ../../nbs/data/01_images.ipynb #58425f88
-def window(hu:np.ndarray, # HU, any shape
-           level:float=40, # shown as middle grey, HU
-           width:float=400, # from black to white, HU
-          )->np.ndarray: # uint8, same shape
-    "Map a window of Hounsfield units to greys"
-    if width <= 0: raise ValueError(f'width is {width}: it is the range of HU shown, above 0')
-    return np.rint(255*np.clip((np.asarray(hu, dtype=np.float32)-level)/width + .5, 0, 1)).astype(np.uint8)
-
-# %% ../../nbs/data/01_images.ipynb #94cbb372
-_identifying = set("""
-AccessionNumber AdmittingDiagnosesDescription DeviceSerialNumber DeviceUID EthnicGroup InstitutionName
-InstitutionAddress InstitutionalDepartmentName IssuerOfPatientID MedicalRecordLocator Occupation OtherPatientIDs
-OtherPatientIDsSequence PatientAddress PatientAge PatientInsurancePlanCodeSequence PatientSex PatientSize
-PatientTelephoneNumbers PatientWeight PerformedLocation PerformedProcedureStepDescription PerformedProcedureStepID
-PerformedStationAETitle PerformedStationName PlateID ProtocolName CassetteID ReferencedPatientSequence
-RegionOfResidence CountryOfResidence RequestAttributesSequence RequestedProcedureDescription RequestedProcedureID
-RequestingService SeriesDescription StationName StudyDescription StudyID TimezoneOffsetFromUTC
-DataSetTrailingPadding MilitaryRank BranchOfService PatientReligiousPreference SmokingStatus PregnancyStatus
-MedicalAlerts Allergies
-""".split())
-
-# %% ../../nbs/data/01_images.ipynb #0a52a5ff
-def anonymise(ds, # pydicom `Dataset`; left as it is
-              salt:str, # a secret of yours: the same patient gets the same pseudonym under the same salt
-             ): # a copy without identifying fields
-    "Remove the common identifying fields of the basic profile (DICOM PS3.15, annex E); a start, not a certificate"
-    import copy,hashlib
-    if not salt: raise ValueError('salt is empty: without a secret, patient numbers can be guessed')
-    _need('pydicom')
-    from pydicom.uid import generate_uid
-    new = copy.deepcopy(ds)
-    new.remove_private_tags()
-    def clean(d, e):
-        if e.keyword == 'PatientID': e.value = 'P' + hashlib.sha256(f'{salt}|{e.value}'.encode()).hexdigest()[:12]
-        elif e.keyword in _identifying or e.tag.group & 0xff00 in (0x5000, 0x6000): del d[e.tag]
-        elif e.VR in ('PN', 'DA', 'DT', 'TM'): e.value = ''
-        elif e.VR in ('LT', 'ST', 'UT', 'UN'): del d[e.tag]
-        elif e.VR == 'UI' and not e.keyword.endswith('ClassUID') and e.value:
-            renew = lambda u: generate_uid(entropy_srcs=[salt, str(u)])
-            e.value = [renew(u) for u in e.value] if e.VM > 1 else renew(e.value)
-    new.walk(clean)
-    if hasattr(new, 'file_meta') and 'SOPInstanceUID' in new:
-        for e in list(new.file_meta):
-            if e.keyword not in ('MediaStorageSOPClassUID', 'TransferSyntaxUID'): del new.file_meta[e.tag]
-        new.file_meta.MediaStorageSOPInstanceUID = new.SOPInstanceUID
-    if getattr(new, 'preamble', None): new.preamble = bytes(128)
-    new.PatientIdentityRemoved,new.DeidentificationMethod = 'YES','medlearn: common fields of PS3.15 basic profile'
-    burnt = new.get('BurnedInAnnotation') or ('YES' if new.get('Modality') in ('US', 'SC', 'XC', 'ES', 'OT') else 'NO')
-    if burnt != 'NO': warnings.warn('text may be burnt into the pixels: look at the picture, a clean header is not enough')
-    return new
-
-# %% ../../nbs/data/01_images.ipynb #0f06c69d
-def read_nifti(path:str # .nii or .nii.gz
-              )->tuple: # array, float32, axes to the right, front and head, then time; and the affine, 4 x 4, voxel to mm
-    "Array and affine of a NIfTI file, turned to the closest RAS orientation"
-    nib = _need('nibabel')
-    if not Path(path).is_file(): raise DataError(f'{path} is not there. Check the path.')
-    try:
-        img = nib.as_closest_canonical(nib.load(path))
-        return img.get_fdata(dtype=np.float32), img.affine
-    except Exception as e: raise DataError(f'{path} cannot be read as NIfTI: {e}. Check that the file is whole.') from e
-
-# %% ../../nbs/data/01_images.ipynb #09def811
-def spacing(affine:np.ndarray # 4 x 4, voxel to mm
-           )->np.ndarray: # mm along each axis, shape (3,)
-    "Voxel spacing of an affine"
-    return np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
