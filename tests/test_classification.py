@@ -3,10 +3,9 @@ import numpy as np
 import pytest
 import torch
 from fastai.learner import Learner
-from hypothesis import given, settings, strategies as st
 from medlearn.data.images import ImageSet
-from medlearn.imaging.classification import (Augment, channels_first, class_weights, classic_cnn, fit, pixel_baseline, predict,
-                                             ready_made, tensor_loaders)
+from medlearn.foundations.training import Augment, fit, predict, tensor_loaders
+from medlearn.imaging.classification import classic_cnn, pixel_baseline, ready_made
 from medlearn.kit.fetch import DataError
 
 
@@ -68,41 +67,6 @@ def test_pretrained_weights_come_from_the_cache_or_say_how(tmp_path, monkeypatch
 
 def test_an_unknown_architecture_names_the_known_ones():
     with pytest.raises(ValueError, match='vgg11_bn'): ready_made(squares(24), 'resnet81')
-
-
-def test_augment_with_nothing_to_do_changes_nothing():
-    x = torch.randn(4, 2, 9, 9)
-    torch.testing.assert_close(Augment()(x), x, atol=1e-5, rtol=0)
-
-
-def test_augment_mirrors_all_or_none():
-    x = torch.randn(6, 1, 8, 8)
-    torch.testing.assert_close(Augment(flip=1)(x), x.flip(-1), atol=1e-5, rtol=0)
-    torch.testing.assert_close(Augment(flip_v=1)(x), x.flip(-2), atol=1e-5, rtol=0)
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.integers(1, 60), st.integers(1, 70))
-def test_every_image_comes_once_an_epoch(n, bs):
-    data = squares(3*n + 3, side=28)
-    dls = tensor_loaders(data, bs=bs)
-    seen = torch.cat([y for _,y in dls.train])
-    assert len(seen) == len(dls.train.x) and sorted(seen.tolist()) == sorted(dls.train.y.tolist())
-    assert sum(1 for _ in dls.train) == len(dls.train)
-
-
-def test_fewer_images_on_request():
-    assert len(tensor_loaders(squares(), n=10).train.x) == 10
-
-
-def test_class_weights_even_out():
-    w = class_weights(np.array([0]*90 + [1]*10), 2)
-    torch.testing.assert_close(w*torch.tensor([90., 10.]), torch.tensor([50., 50.]))
-    with pytest.raises(DataError, match='class 1 has no training image'): class_weights(np.zeros(5, int), 2)
-
-
-def test_volumes_are_refused():
-    with pytest.raises(DataError, match='volumes'): channels_first(np.zeros((2, 28, 28, 28), np.uint8))
 
 
 def test_baseline_sees_brightness():
