@@ -289,18 +289,18 @@ class TensorLoaders(DataLoaders):
         else: new = ds.new(channels_first(np.stack(items)))
         return self.valid.new(new.to(ds.x.device))
 
-# %% ../../nbs/foundations/04_training.ipynb #2da429e9
+# %% ../../nbs/foundations/04_training.ipynb #e8367bc7
 def to_tensors(data:ImageSet, # one split
                kind:str='category', # which target: "category", "multi", "value", "mask" or "boxes"
               )->TensorSet: # on the CPU
     "Images and targets of a data set as tensors"
-    if kind == 'boxes': y = pad_boxes(data.boxes, data.box_labels)
+    if kind == 'boxes': y = pad_boxes(data.boxes, data.labels)
     else: y = data.masks if kind == 'mask' else data.labels,
     as_float = kind in ('multi', 'value')
     y = [torch.as_tensor(t) if t.dtype == np.float32 else torch.as_tensor(t, dtype=torch.float32 if as_float else torch.int64) for t in y]
     return TensorSet(channels_first(data.images), *y, kind=kind, vocab=data.classes)
 
-# %% ../../nbs/foundations/04_training.ipynb #599cc3b6
+# %% ../../nbs/foundations/04_training.ipynb #5a179e57
 def tensor_loaders(data:ImageSet, # with splits train and valid
                    bs:int=64, # images in a batch
                    augment=None, # of the training images, see `Augment`
@@ -308,12 +308,13 @@ def tensor_loaders(data:ImageSet, # with splits train and valid
                    side:int=None, # resize to this many pixels a side
                    device=None, # where the images stay; fastai's default: the GPU where there is one
                    seed:int=0, # of the choice of n
-                   kind:str=None, # of the targets, see `TensorSet`; by default the masks where there are some, else the labels
+                   kind:str=None, # of the targets, see `TensorSet`; by default masks, boxes or labels, the first that are there
                    balanced:bool=False, # draw the classes equally often
                    share_patients:bool=False, # let patients be in two splits
                   )->DataLoaders: # train and valid
     "Loaders of the training and the validation split, normalised by the training split"
-    if kind is None: kind = 'mask' if getattr(data, 'masks', None) is not None else 'multi' if data.multilabel else 'category'
+    has = lambda what: getattr(data, what, None) is not None
+    if kind is None: kind = 'mask' if has('masks') else 'boxes' if has('boxes') else 'multi' if data.multilabel else 'category'
     check_set(data, kind, share_patients)
     train,valid,device = data.part('train'),data.part('valid'),default_device() if device is None else torch.device(device)
     if n and n < len(train): train = train.take(np.sort(np.random.default_rng(seed).permutation(len(train))[:n]))
