@@ -1,9 +1,10 @@
 "Formats with geometry, annotations of users, and the simulated CT: what is read is what was written, and faults are named"
-import gzip,json,sys
+import gzip,json,sys,warnings
+from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import pytest
-from medlearn.data import scans as S
+from medlearn.data import annotations as A,phantom as P,scans as S
 from medlearn.kit import fetch as F
 from medlearn.kit.fetch import DataError
 
@@ -144,3 +145,220 @@ def test_cases_are_real():
     inside,outside = s.voxels[s.mask > 0].mean(),s.voxels[s.mask == 0].mean()
     assert inside > 1.5*outside
 
+# Sets with masks and boxes
+
+def pictures(n=6, side=32):
+    rng = np.random.default_rng(0)
+    masks = np.zeros((n, side, side), np.uint8)
+    masks[:, 8:20, 10:24] = 1
+    return rng.integers(0, 200, (n, side, side)).astype(np.uint8),masks
+
+def png(path, x):
+    from PIL import Image
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(x).save(path)
+    return path
+
+@pytest.fixture
+def folder(tmp_path):
+    for i,(x,m) in enumerate(zip(*pictures())):
+        png(tmp_path/'set'/'images'/f'P{i//2}_{i}.png', x)
+        png(tmp_path/'set'/'masks'/f'P{i//2}_{i}.png', m*255)
+    return tmp_path/'set'
+
+def test_mask_set_parts_and_faults():
+    x,m = pictures()
+    split = np.array(['train', 'train', 'valid', 'valid', 'test', 'test'])
+    s = A.MaskSet(x, m, ['background', 'lesion'], split, 'toy', split, np.ones((6, 2)), [np.array([[10, 8, 24, 20.]])]*6, [np.ones(1, int)]*6, simulated=True)
+    part = s.part('valid')
+    assert len(part) == 2 and (part.images == x[2:4]).all() and len(part.boxes) == 2 and part.spacing.shape == (2, 2) and part.simulated
+    assert s.summary().loc['test'].to_dict() == {'images': 2, 'patients': 1, 'lesion: images': 2, 'lesion: boxes': 2}
+    fig = s.show(4)
+    assert fig.get_suptitle() == 'simulated' and len(fig.axes) == 4 and 'simulated' in repr(s)
+    volume = A.MaskSet(x[None], m[None], ['background', 'lesion'], np.array(['train']))
+    assert volume.volumes and not volume.colour and volume.picture(0)[0].shape == (32, 32) and len(volume.show().axes) == 1
+    for change,said in [(dict(masks=m[:, 1:]), 'own height'), (dict(masks=2*m), 'row 0 has the label 2, which is outside'), (dict(boxes=[]), '0 boxes for 6 images')]:
+        with pytest.raises(DataError, match=said): replace(s, **change)
+    with pytest.raises(DataError, match='train, valid, test'): s.part('val')
+
+def test_mask_folder(folder):
+    s = A.scans_from(folder, patient=r'(P\d)_')
+    assert (s.masks == pictures()[1]).all() and (s.images == pictures()[0]).all() and set(s.groups) == {'P0', 'P1', 'P2'}
+    assert len({(g, p) for g,p in zip(s.groups, s.split)}) == 3 and (s.split == A.scans_from(folder, patient=r'(P\d)_').split).all()
+    assert F.seen[-1][0] == 'set'
+    small = A.mask_folder(folder/'images', folder/'masks', shape=(16, 24), colour=True)
+    assert small.images.shape == (6, 16, 24, 3) and not small.images[:, :, 16:].any() and small.masks.shape == (6, 16, 24) and small.masks.max() == 1
+
+def test_mask_folder_faults(folder):
+    x,m = pictures()
+    read = lambda **kw: A.mask_folder(folder/'images', folder/'masks', **kw)
+    for mask,said in [(m[0]*200, r'P0_0.png has the label 200, which is outside the classes'), (m[0, 1:], r'P0_0.png has shape \(32, 32\), its mask')]:
+        png(folder/'masks'/'P0_0.png', mask)
+        with pytest.raises(DataError, match=said): read()
+    (folder/'masks'/'P0_0.png').unlink()
+    with pytest.raises(DataError, match='P0_0 is in one of .* only'): read()
+    png(folder/'masks'/'P0_0.png', m[0])
+    png(folder/'images'/'P1_2.png', np.stack([x[0], x[1], x[2]], -1))
+    with pytest.raises(DataError, match='P1_2.png is in colour where grey'): read(colour=False)
+    assert read().colour
+    png(folder/'images'/'P1_2.png', x[0, :, 1:])
+    png(folder/'masks'/'P1_2.png', m[0, :, 1:])
+    with pytest.raises(DataError, match='P1_2.png is 32×31, .*shape='): read()
+    assert read(shape=(32, 32)).images.shape == (6, 32, 32)
+    (folder/'images'/'P1_3.png').write_bytes(b'not a picture')
+    with pytest.raises(DataError, match='P1_3.png cannot be read as a picture'): read(shape=(32, 32))
+    with pytest.raises(DataError, match='finds no patient in P0_0'): A._split(['P0_0'], '(Q)', (.6, .2, .2), 0)
+
+@pytest.mark.parametrize('names', [('imagesTr', 'labelsTr'), ('images', 'labels')])
+def test_nifti_pairs(tmp_path, names):
+    nib = pytest.importorskip('nibabel')
+    rng = np.random.default_rng(0)
+    for d in names: (tmp_path/d).mkdir()
+    for i,flip in enumerate((1, -1, 1)):
+        x,m = rng.normal(0, 10, (8, 10+i, 6)),np.zeros((8, 10+i, 6), np.uint8)
+        m[1:4, 2:5, 3:5],x[1:4, 2:5, 3:5] = 2,100
+        if flip < 0: x,m = x[::-1],m[::-1]
+        for d,v in zip(names, (x.astype(np.float32), m)): nib.save(nib.Nifti1Image(v, np.diag([flip, 1, 3., 1])), tmp_path/d/f'v{i}.nii.gz')
+    s = A.scans_from(tmp_path)
+    assert s.images.shape == (3, 6, 12, 8) and s.classes == ['background', 'label 1', 'label 2'] and (s.spacing == [3, 1, 1]).all()
+    assert [int((m == 2).sum()) for m in s.masks] == [18]*3 and s.table['rows'].tolist() == [10, 11, 12]
+    assert (s.images[s.masks == 2] > 240).all()
+    assert len({tuple(np.argwhere(m).min(0)[[0, 2]]) for m in s.masks}) == 1
+    cropped = A.nifti_pairs(tmp_path, shape=(6, 12, 4))
+    assert cropped.images.shape == (3, 6, 12, 4)
+    with pytest.raises(DataError, match='the label 2, which is outside'): A.scans_from(tmp_path, classes=['background', 'tumour'])
+    nib.save(nib.Nifti1Image(np.zeros((8, 12, 6), np.uint8), 2*np.eye(4)), tmp_path/names[1]/'v2.nii.gz')
+    with pytest.raises(DataError, match='v2.*different affines'): A.scans_from(tmp_path)
+    (tmp_path/names[1]/'v2.nii.gz').unlink()
+    with pytest.raises(DataError, match='v2 is in one of'): A.scans_from(tmp_path)
+
+def coco(folder, boxes, **more):
+    d = dict(images=[dict(id=i, file_name=p.name) for i,p in enumerate(sorted((folder/'images').iterdir()))], categories=[dict(id=3, name='cell')],
+             annotations=[dict(image_id=i, category_id=3, bbox=b) for i,b in enumerate(boxes)]) | more
+    (folder/'coco.json').write_text(json.dumps(d))
+    return folder/'coco.json'
+
+def test_coco(folder):
+    good = [[10, 8, 14, 12.]]*6
+    s = A.scans_from(coco(folder, good), images=folder/'images', shape=(64, 64))
+    assert s.masks is None and s.classes == ['background', 'cell'] and s.boxes[0].tolist() == [[20, 16, 48, 40]] and s.labels[0].tolist() == [1]
+    for bad,said in [([1, 2, 0, 5], 'box 0, .*zero area'), ([30, 2, 9, 5], r'P2_5.png: box 0, \[30.0, 2.0, 39.0, 7.0\], has pixels outside the image of 32×32')]:
+        with pytest.raises(DataError, match=said): A.coco_boxes(coco(folder, good[:5] + [bad]), folder/'images')
+        with pytest.warns(UserWarning, match='1 of 6 boxes left out'): s = A.coco_boxes(coco(folder, good[:5] + [bad]), folder/'images', drop_bad=True)
+        assert s.dropped == 1 and s.boxes[5].shape == (0, 4)
+    for change,said in [(dict(annotations=[dict(image_id=9, category_id=3, bbox=good[0])]), '9 is missing'), (dict(categories=3), 'cannot be read as COCO')]:
+        with pytest.raises(DataError, match=said): A.coco_boxes(coco(folder, good, **change), folder/'images')
+
+def voc(folder, box, name='P0_0'):
+    (folder/'Annotations').mkdir(exist_ok=True)
+    if not (folder/'JPEGImages').exists(): (folder/'images').rename(folder/'JPEGImages')
+    for p in (folder/'JPEGImages').iterdir():
+        b = dict(zip(('xmin', 'ymin', 'xmax', 'ymax'), box if p.stem == name else (1, 1, 32, 32)))
+        (folder/'Annotations'/f'{p.stem}.xml').write_text(f'<annotation><object><name>cell</name><bndbox>{"".join(f"<{k}>{v}</{k}>" for k,v in b.items())}</bndbox></object></annotation>')
+
+def test_voc(folder):
+    voc(folder, (11, 9, 24, 20))
+    s = A.scans_from(folder, drop_bad=True)
+    assert s.boxes[0].tolist() == [[10, 8, 24, 20]] and s.boxes[1].tolist() == [[0, 0, 32, 32]] and s.dropped == 0
+    voc(folder, (5, 5, 5, 5))
+    with pytest.raises(DataError, match='P0_0.png: box 0, .*zero area'): A.scans_from(folder)
+    (folder/'Annotations'/'P0_1.xml').write_text('<annotation><object>')
+    with pytest.raises(DataError, match='P0_1.xml cannot be read'): A.scans_from(folder)
+
+def test_npz(tmp_path):
+    x,m = pictures()
+    np.savez(tmp_path/'a.npz', images=x, masks=m, split=np.array(['train', 'test']*3))
+    s = A.scans_from(tmp_path/'a.npz', drop_bad=True)
+    assert (s.split == ['train', 'test']*3).all() and s.classes == ['background', 'object']
+    np.savez(tmp_path/'b.npz', images=x, labels=m.astype(np.uint16)*300)
+    s = A.scans_from(tmp_path/'b.npz')
+    assert s.instances.max() == 300 and s.masks.max() == 1
+    for bad,said in [(dict(images=x), 'lacks masks'), (dict(images=x, masks=m*1000.), 'masks hold float64'), (dict(images=x*1., masks=m), 'images hold float64'),
+                     (dict(images=x, masks=m[:5]), 'own height')]:
+        np.savez(tmp_path/'c.npz', **bad)
+        with pytest.raises(DataError, match=said): A.scans_from(tmp_path/'c.npz')
+
+def test_doors_that_lead_nowhere(tmp_path):
+    for what,said in [(tmp_path, 'no layout that is known'), (tmp_path/'no', 'is not there'), (tmp_path/'no.npz', 'is not there'), ('mni151', 'mni152')]:
+        with pytest.raises(DataError, match=said): A.scans_from(what)
+
+def test_mni_tissue():
+    try: s,v = A.mni_tissue(),A.mni_tissue(volumes=True)
+    except DataError as e: pytest.skip(f'the MNI152 template cannot be had here: {e}')
+    assert s.images.shape[1] % 32 == s.images.shape[2] % 32 == 0 and set(np.unique(s.masks)) == {0, 1, 2} and s.splits == ['train', 'valid', 'test']
+    assert v.images.shape[1:] == (10, *s.images.shape[1:]) and (v.images.reshape(s.images.shape) == s.images).all() and len(set(v.groups)) == len(v)
+    means = [s.images[s.masks == k].mean() for k in (1, 2)]
+    assert 100 < means[0] < .9*means[1]
+
+@pytest.mark.parametrize('path,said', [('dsb2018_nuclei/dsb2018_256_gray.npz', '334 masks and instances'), ('bccd/BCCD', '364 boxes'), ('msd_hippocampus', '260 masks')])
+def test_sets_beside_the_project(path, said):
+    if not (SHARED/path).exists(): pytest.skip(f'{SHARED/path} is absent')
+    with warnings.catch_warnings(action='ignore'): s = A.scans_from(SHARED/path, drop_bad=True)
+    assert f'{len(s)} ' in said and s.splits == ['train', 'valid', 'test'] and said.split(' ', 1)[1] in repr(s)
+    if s.boxes is not None:
+        assert s.dropped == 2 and (s.split == 'test').sum() == 72 and s.classes == ['background', 'Platelets', 'RBC', 'WBC']
+        assert np.bincount(np.concatenate(s.labels))[1:].tolist() == [361, 4153, 372]
+    if s.volumes: assert [int((s.masks == k).sum()) for k in (1, 2)] == [445938, 410816]
+
+# The simulated scanner
+
+def test_projections_agree_with_scikit_image():
+    from skimage.transform import iradon,radon
+    rng = np.random.default_rng(0)
+    for size,angles in ((33, 20), (64, 45)):
+        x = rng.random((3, size, size)).astype(np.float32)
+        y,c = np.mgrid[:size, :size] - size//2
+        x[:, y*y + c*c >= (size//2-1)**2] = 0
+        degrees = np.linspace(0, 180, angles, endpoint=False)
+        ours = P.project(x, angles)
+        theirs = np.stack([radon(v, degrees) for v in x])
+        assert np.allclose(ours, theirs, atol=2e-3*theirs.max())
+        back = P.backproject(theirs.astype(np.float32))
+        assert np.allclose(back, [iradon(s, degrees, filter_name='ramp') for s in theirs], atol=1e-3)
+
+def test_noise_follows_photons_and_values_hold():
+    y,x = np.mgrid[:64, :64] - 32
+    water = np.repeat(np.where(x*x + y*y < 25**2, 0., -1000.)[None], 40, 0)
+    inside = x*x + y*y < 10**2
+    sd = {(d, t): P.scanned(water, 3, d, t)[:, inside].std(0).mean() for d,t in ((.1, 2), (.4, 2), (.1, 8))}
+    assert sd[.1, 2]/sd[.4, 2] == pytest.approx(2, rel=.06) and sd[.1, 8] == pytest.approx(sd[.4, 2], rel=.06)
+    assert abs(P.scanned(water[:1], 3, 50)[0][inside].mean()) < 5
+    for bad in (dict(dose=0), dict(thickness=-1)):
+        with pytest.raises(DataError, match='above 0'): P.scanned(water[:1], 3, **bad)
+
+@pytest.fixture(scope='module')
+def drawn(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as m:
+        try: F.fetch('lidc_nodules')
+        except DataError as e: pytest.skip(f'the outlines of LIDC-IDRI cannot be had here: {e}')
+        P.lidc_readings()
+        m.setenv('MEDLEARN_CACHE', str(tmp_path_factory.mktemp('cache')))
+        yield P.simulated_ct(40, size=96, seed=3)
+
+def test_simulated_ct(drawn, tmp_path, monkeypatch):
+    assert drawn.simulated and 'simulated' in repr(drawn) and drawn.show(2).get_suptitle() == 'simulated' and F.card('simulated_ct').simulated
+    for m,b,d in zip(drawn.masks, drawn.boxes, drawn.table.diameter_mm):
+        assert len(b) == len(d) and bool(len(b)) == bool(m.any())
+        for x0,y0,x1,y1 in b.astype(int): assert m[y0:y1, x0:x1].mean() > .3
+        covered = np.zeros_like(m)
+        for x0,y0,x1,y1 in b.astype(int): covered[y0:y1, x0:x1] = 1
+        assert (m <= covered).all()
+    inside,lung = drawn.images[drawn.masks > 0].mean(),np.median(drawn.images)
+    assert inside > 60 and len(set(drawn.groups)) == 40
+    monkeypatch.setenv('MEDLEARN_CACHE', str(tmp_path))
+    again = P.simulated_ct(40, size=96, seed=3)
+    assert (again.images == drawn.images).all() and (again.masks == drawn.masks).all() and (again.split == drawn.split).all()
+    assert [p.suffix for p in (tmp_path/'simulated_ct').iterdir()] == ['.npz']
+    path = next((tmp_path/'simulated_ct').iterdir())
+    path.write_bytes(path.read_bytes()[:5000])
+    monkeypatch.setattr(P, 'scanned', lambda hu, *a: hu)
+    assert not (P.simulated_ct(40, size=96, seed=3).images == drawn.images).all(), 'a cut file in the cache is made anew'
+
+def test_nodule_keeps_its_size_and_thick_slices_dilute():
+    try: df = P.lidc_readings()
+    except DataError as e: pytest.skip(f'the outlines of LIDC-IDRI cannot be had here: {e}')
+    for r in df[df.diameter_mm.between(8, 30)].sample(30, random_state=0).itertuples():
+        for turn in (0, 3, 6):
+            share,truth = P.nodule(r.reading, .8, r.slice_spacing*.5, turn)
+            assert share.sum()*.64 == pytest.approx(r.area_mm2, rel=.02) and truth.sum()*.64 == pytest.approx(r.area_mm2, rel=.15)
+        assert P.nodule(r.reading, .8, 200.)[0].max() < .5
