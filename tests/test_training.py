@@ -316,3 +316,27 @@ def test_the_best_weights_are_copies():
     values = [v[1] for v in learn.recorder.values]
     assert keep.at == int(np.argmin(values)) < 2
     assert learn.validate()[0] == pytest.approx(min(values), abs=1e-5)
+
+
+def test_moments_in_pieces():
+    from medlearn.foundations.training import moments
+    x = torch.randint(0, 256, (150, 3, 7, 9), dtype=torch.uint8)
+    mean, std = moments(x)
+    torch.testing.assert_close(mean, x.float().mean((0, 2, 3), keepdim=True))
+    torch.testing.assert_close(std, x.float().std((0, 2, 3), keepdim=True, correction=0))
+
+
+def test_a_mask_set_brings_its_masks_or_its_boxes():
+    from medlearn.data.annotations import MaskSet
+    flat = squares(48)
+    split = np.repeat(['train', 'valid', 'test'], 16)
+    masks = (flat.images > 60).astype(np.uint8)
+    both = MaskSet(flat.images, masks, ['background', 'square'], split, 'squares')
+    x, y = tensor_loaders(both, bs=8, augment=Augment(rotate=10), device='cpu').one_batch()
+    assert y.shape == (8, 28, 28) and y.max() == 1
+    boxes, labels = [np.array([[8., 8, 20, 20]])]*48, [np.array([1])]*48
+    only = MaskSet(flat.images, None, ['background', 'square'], split, 'squares', boxes=boxes, labels=labels)
+    dls = tensor_loaders(only, bs=8, augment=Augment(flip=1), device='cpu')
+    x, b, l = dls.one_batch()
+    torch.testing.assert_close(b[0, 0], torch.tensor([8., 8, 20, 20]))
+    dls.show_batch(max_n=2)
