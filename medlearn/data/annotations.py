@@ -16,7 +16,7 @@ from .images import show_images,split_by_group
 from .scans import as_slices,contours,paired,read_nifti,read_nrrd,window
 from ..kit.fetch import DataError,card,digest_of,fetch,load,load_npz,read_member,used
 
-# %% ../../nbs/data/08_annotations.ipynb #e5e2f887
+# %% ../../nbs/data/08_annotations.ipynb #64d5d12c
 @dataclass(eq=False)
 class MaskSet:
     "Images with masks, with boxes, or with both; with a split, and patients where the source names them"
@@ -39,14 +39,17 @@ class MaskSet:
             m = getattr(self, what)
             if m is None: continue
             if m.shape not in (self.images.shape, self.images.shape[:-1]):
-                raise DataError(f'{self.name}: images have shape {self.images.shape}, {what} {m.shape}. Each image needs '
-                                'a mask of its own height and width.')
-        high = [] if self.masks is None else self.masks.reshape(len(self), -1).max(1) >= len(self.classes)
-        if np.any(high): raise DataError(f'{self.name}: the mask in row {np.argmax(high)} has the label {self.masks[np.argmax(high)].max()}, '
-                                         f'which is outside the classes {self.classes}. Correct it, or name all classes.')
+                raise DataError(f'{self.name}: images have shape {self.images.shape}, {what} {m.shape}. Each image '
+                                'needs a mask of its own height and width.')
+        high = np.zeros(len(self)) if self.masks is None else self.masks.reshape(len(self), -1).max(1)
+        row = high.argmax()
+        if high[row] >= len(self.classes):
+            raise DataError(f'{self.name}: the mask in row {row} has the label {high[row]}, which is outside the '
+                            f'classes {self.classes}. Correct it, or name all classes.')
         for what in ('split', 'groups', 'spacing', 'boxes', 'labels', 'table'):
             v = getattr(self, what)
-            if v is not None and len(v) != len(self): raise DataError(f'{self.name}: {len(v)} {what} for {len(self)} images')
+            if v is None or len(v) == len(self): continue
+            raise DataError(f'{self.name}: {len(v)} {what} for {len(self)} images. Give one for each image.')
 
     def __len__(self): return len(self.images)
 
@@ -75,8 +78,8 @@ class MaskSet:
 
     def part(self, split)->'MaskSet':
         "One split: train, valid or test"
-        if split not in self.splits: raise DataError(f'{self.name} has no split {split!r}: take {", ".join(self.splits)}')
-        return self.take(self.split == split)
+        if split in self.splits: return self.take(self.split == split)
+        raise DataError(f'{self.name} has no split {split!r}: take {", ".join(self.splits)}.')
 
     def picture(self, i)->tuple: # image, and mask or None; of a volume the slice with most of the mask
         "What is shown of one image"
@@ -91,12 +94,14 @@ class MaskSet:
         some = self.take(np.sort(np.random.default_rng(seed).permutation(len(self))[:n]))
         seen = [some.picture(i) for i in range(len(some))]
         mm = None if self.spacing is None or np.ptp(self.spacing[:, -1]) else float(self.spacing[0, -1])
-        fig = show_images(np.stack([x for x,_ in seen]), **dict(mm=mm, simulated=self.simulated, ncols=4, inch=2.2, caption=self.name) | kw)
+        kw = dict(mm=mm, simulated=self.simulated, ncols=4, inch=2.2, caption=self.name) | kw
+        fig = show_images(np.stack([x for x,_ in seen]), **kw)
         for i,(ax,(_,m)) in enumerate(zip(fig.axes, seen)):
             if m is not None: contours(ax, m)
             if boxes and self.boxes is not None:
                 for (x0,y0,x1,y1),k in zip(some.boxes[i], some.labels[i]):
-                    ax.add_patch(Rectangle((x0-.5, y0-.5), x1-x0, y1-y0, fill=False, ec=f'C{(k-1)%5+1}', ls=('-', '--', ':', '-.')[(k-1)%4]))
+                    look = dict(fill=False, ec=f'C{(k-1)%5+1}', ls=('-', '--', ':', '-.')[(k-1)%4])
+                    ax.add_patch(Rectangle((x0-.5, y0-.5), x1-x0, y1-y0, **look))
         return fig
 
     def summary(self)->pd.DataFrame: # one row per split
@@ -110,7 +115,7 @@ class MaskSet:
                 if part.boxes is not None: rows[s][f'{c}: boxes'] = sum((np.asarray(v) == k).sum() for v in part.labels)
         return pd.DataFrame(rows).T.rename_axis('split')
 
-# %% ../../nbs/data/08_annotations.ipynb #7a5724ed
+# %% ../../nbs/data/08_annotations.ipynb #4752839e
 def mni_tissue(block:int=12, # slices of 1 mm in a block, which goes to one split as a whole
                gap:int=2, # slices left out at the end of each block
                volumes:bool=False, # blocks as volumes instead of single slices
@@ -131,7 +136,8 @@ def mni_tissue(block:int=12, # slices of 1 mm in a block, which goes to one spli
         for axis,s in enumerate(sides, 1):
             n = -(-len(range(s[0], s[-1]+1))//32)*32
             at = np.arange(n) + (s[0]+s[-1]+1-n)//2
-            a = np.take(a, at.clip(0, a.shape[axis]-1), axis)*np.expand_dims((at >= 0) & (at < a.shape[axis]), (0, 3-axis))
+            there = (at >= 0) & (at < a.shape[axis])
+            a = np.take(a, at.clip(0, a.shape[axis]-1), axis)*np.expand_dims(there, (0, 3-axis))
         return a.astype(np.uint8)
     n = np.arange(z[-1]-z[0]+1)
     keep = (n%block < block-gap) & (n//block < (len(n)+gap)//block)
@@ -143,11 +149,12 @@ def mni_tissue(block:int=12, # slices of 1 mm in a block, which goes to one spli
     return MaskSet(images, masks, ['other', 'grey matter', 'white matter'], parts, 'mni152' + ', blocks'*volumes,
                    np.array([f'block {i}' for i in where]), np.ones((len(images), images.ndim-1)))
 
-# %% ../../nbs/data/08_annotations.ipynb #1bb9db42
+# %% ../../nbs/data/08_annotations.ipynb #deac3612
 def _files(folder, endings):
     "Files of a folder, by their name without ending"
     if not Path(folder).is_dir(): raise DataError(f'{folder} is not a folder. Check the path.')
-    found = [p for p in sorted(Path(folder).iterdir()) if p.name.lower().endswith(endings) and not p.name.startswith('.')]
+    every = [p for p in sorted(Path(folder).iterdir()) if not p.name.startswith('.')]
+    found = [p for p in every if p.name.lower().endswith(endings)]
     if not found: raise DataError(f'{folder} has no files that end in {", ".join(endings)}.')
     return {re.sub(r'(\.nii)?\.\w+$', '', p.name): p for p in found}
 
@@ -158,16 +165,17 @@ def _record(name, files):
     for p in files: every.update(f'{Path(p).name} {digest_of(p)}\n'.encode())
     used(name, f'sha256:{every.hexdigest()}')
 
-# %% ../../nbs/data/08_annotations.ipynb #a3dc129f
+# %% ../../nbs/data/08_annotations.ipynb #61874b77
 def _split(stems, patient, fractions, seed):
     "Split and patients of files, the patient found in the name by a pattern"
     found = [re.search(patient or '(.*)', s) for s in stems]
     lost = [s for s,f in zip(stems, found) if not (f and f.groups())]
-    if lost: raise DataError(f'the pattern {patient!r} finds no patient in {lost[0]}. Put brackets around the part that names the patient.')
+    if lost: raise DataError(f'the pattern {patient!r} finds no patient in {lost[0]}. Put brackets around the '
+                             'part that names the patient.')
     groups = np.array([f[1] for f in found])
     return dict(split=split_by_group(groups, np.zeros(len(groups), int), fractions, seed), groups=groups)
 
-# %% ../../nbs/data/08_annotations.ipynb #bb794d9f
+# %% ../../nbs/data/08_annotations.ipynb #32f8be2c
 def _open(path, colour):
     "A picture as array, grey or colour, 8 bits"
     from PIL import Image
@@ -179,8 +187,8 @@ def _open(path, colour):
     except (OSError, ValueError, SyntaxError) as e:
         raise DataError(f'{path} cannot be read as a picture: {e}. Check that the file is whole.') from e
     if (x == x[..., :1]).all() and not colour: return x[..., 0]
-    if colour is False: raise DataError(f'{path} is in colour where grey images are expected. Convert it, or pass colour=True.')
-    return x
+    if colour is not False: return x
+    raise DataError(f'{path} is in colour where grey images are expected. Convert it, or pass colour=True.')
 
 # %% ../../nbs/data/08_annotations.ipynb #f9ab15c2
 def _fit(x, shape, smooth=True):
@@ -193,18 +201,19 @@ def _fit(x, shape, smooth=True):
     res[:h, :w] = Image.fromarray(x).resize((w, h), Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST)
     return res,scale
 
-# %% ../../nbs/data/08_annotations.ipynb #362b5b6d
+# %% ../../nbs/data/08_annotations.ipynb #aa8eb33b
 def _pictures(paths, shape, colour):
     "Pictures on one shape; their sizes as (height, width); their scales"
     raw = [_open(p, colour) for p in paths]
     if any(x.ndim == 3 for x in raw): raw = [x if x.ndim == 3 else np.repeat(x[..., None], 3, -1) for x in raw]
     sizes,(got,scales) = [x.shape[:2] for x in raw],zip(*(_fit(x, shape) for x in raw))
     odd = next((i for i,x in enumerate(got) if x.shape != got[0].shape), None)
-    if odd: raise DataError(f'{paths[odd]} is {sizes[odd][0]}×{sizes[odd][1]}, {paths[0]} is {sizes[0][0]}×{sizes[0][1]}. '
+    (a,b),(c,d) = sizes[odd or 0],sizes[0]
+    if odd: raise DataError(f'{paths[odd]} is {a}×{b}, {paths[0]} is {c}×{d}. '
                             'Pass shape=(height, width) to bring all to one shape.')
     return np.stack(got),sizes,scales
 
-# %% ../../nbs/data/08_annotations.ipynb #6bcaed64
+# %% ../../nbs/data/08_annotations.ipynb #7f43d67e
 def mask_folder(images:str, # folder of pictures
                 masks:str, # folder of masks, with the same names
                 classes:list=('background', 'object'), # names of the classes in the masks
@@ -219,22 +228,25 @@ def mask_folder(images:str, # folder of pictures
     pictures = '.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp'
     x,y = _files(images, pictures),_files(masks, pictures)
     lone = [n for n in x if n+ending not in y] + [n for n in y if n.removesuffix(ending) not in x]
-    if lone: raise DataError(f'{lone[0]} is in one of {images} and {masks} only ({len(lone)} such files). Pairs need the same name'
-                             + (f', the mask with {ending!r} after it' if ending else '') + '.')
+    after = f', the mask with {ending!r} after it' if ending else ''
+    if lone: raise DataError(f'{lone[0]} is in one of {images} and {masks} only ({len(lone)} such files). '
+                             f'Pairs need the same name{after}.')
     pics,sizes,_ = _pictures([*x.values()], shape, colour)
     got = []
     for n,size in zip(x, sizes):
         m = _open(y[n+ending], False)
-        if m.shape != size: raise DataError(f'{x[n]} has shape {size}, its mask {y[n+ending]} {m.shape}. Resample one of them.')
+        if m.shape != size:
+            raise DataError(f'{x[n]} has shape {size}, its mask {y[n+ending]} {m.shape}. Resample one of them.')
         if len(classes) == 2 and set(np.unique(m)) <= {0, 255}: m = m//255
         odd = np.setdiff1d(m, np.arange(len(classes)))
-        if len(odd): raise DataError(f'{y[n+ending]} has the label {odd[0]}, which is outside the classes {list(classes)}. '
-                                     'JPEG changes values: save masks as PNG. Else name all classes.')
+        if len(odd): raise DataError(f'{y[n+ending]} has the label {odd[0]}, which is outside the classes '
+                                     f'{list(classes)}. JPEG changes values: save masks as PNG. Else name all classes.')
         got.append(_fit(m, shape, False)[0])
     _record(Path(images).parent.name, [*x.values(), *y.values()])
-    return MaskSet(pics, np.stack(got), list(classes), name=Path(images).parent.name, **_split([*x], patient, fractions, seed))
+    name = Path(images).parent.name
+    return MaskSet(pics, np.stack(got), list(classes), name=name, **_split([*x], patient, fractions, seed))
 
-# %% ../../nbs/data/08_annotations.ipynb #5ddb6a47
+# %% ../../nbs/data/08_annotations.ipynb #9b93f186
 def nifti_pairs(images:str, # folder of volumes, or a folder that holds imagesTr and labelsTr (or images and labels)
                 masks:str=None, # folder of masks, with the same names
                 classes:list=None, # names of the classes, background first; default numbers
@@ -248,11 +260,12 @@ def nifti_pairs(images:str, # folder of volumes, or a folder that holds imagesTr
     root,ends = Path(images),('.nii', '.nii.gz', '.nrrd')
     if masks is None:
         two = next((p for p in (('imagesTr', 'labelsTr'), ('images', 'labels')) if (root/p[0]).is_dir()), None)
-        if not two: raise DataError(f'{root} holds neither imagesTr and labelsTr nor images and labels. Pass both folders.')
+        if not two: raise DataError(f'{root} holds no imagesTr and labelsTr, nor images and labels. Pass both folders.')
         images,masks = root/two[0],root/two[1]
     x,y = _files(images, ends),_files(masks, ends)
     lone = sorted(x.keys() ^ y.keys())
-    if lone: raise DataError(f'{lone[0]} is in one of {images} and {masks} only ({len(lone)} such files). Pairs need the same name.')
+    if lone: raise DataError(f'{lone[0]} is in one of {images} and {masks} only ({len(lone)} such files). '
+                             'Pairs need the same name.')
     def read(p): return (read_nrrd if p.suffix == '.nrrd' else read_nifti)(p)
     pics,got,mm = [],[],[]
     for n in x:
@@ -264,8 +277,9 @@ def nifti_pairs(images:str, # folder of volumes, or a folder that holds imagesTr
     own = np.array([p.shape for p in pics])
     shape = tuple(shape or own.max(0))
     def centred(a):
-        res,cut = np.zeros(shape, np.uint8),[((n-s)//2, n, s) for n,s in zip(shape, a.shape)]
-        res[tuple(slice(max(o, 0), max(o, 0)+min(n, s)) for o,n,s in cut)] = a[tuple(slice(max(-o, 0), max(-o, 0)+min(n, s)) for o,n,s in cut)]
+        res,off = np.zeros(shape, np.uint8),[(n-s)//2 for n,s in zip(shape, a.shape)]
+        part = lambda k: tuple(slice(max(k*o, 0), max(k*o, 0)+min(n, s)) for o,n,s in zip(off, shape, a.shape))
+        res[part(1)] = a[part(-1)]
         return res
     classes = list(classes or ['background'] + [f'label {i}' for i in range(1, max(m.max() for m in got)+1)])
     name,table = Path(images).parent.name,pd.DataFrame(own, columns=['slices', 'rows', 'columns']).assign(file=[*x])
@@ -273,7 +287,7 @@ def nifti_pairs(images:str, # folder of volumes, or a folder that holds imagesTr
     return MaskSet(np.stack([centred(a) for a in pics]), np.stack([centred(a) for a in got]), classes, name=name,
                    spacing=np.array(mm), table=table, **_split([*x], patient, fractions, seed))
 
-# %% ../../nbs/data/08_annotations.ipynb #4196d1e4
+# %% ../../nbs/data/08_annotations.ipynb #f6d9a013
 def _usable(boxes, size, where, drop_bad):
     "Which boxes have an area and lie in the image; the others are named, or left out when asked"
     h,w = size
@@ -282,10 +296,11 @@ def _usable(boxes, size, where, drop_bad):
     bad = np.flatnonzero(flat | off)
     if len(bad) and not drop_bad:
         what = 'zero area' if flat[bad[0]] else f'pixels outside the image of {w}×{h}'
-        raise DataError(f'{where}: box {bad[0]}, {boxes[bad[0]].tolist()}, has {what}. Correct it, or leave such boxes out with drop_bad=True.')
+        raise DataError(f'{where}: box {bad[0]}, {boxes[bad[0]].tolist()}, has {what}. Correct it, or leave such boxes '
+                        'out with drop_bad=True.')
     return ~(flat | off)
 
-# %% ../../nbs/data/08_annotations.ipynb #fb4bc93b
+# %% ../../nbs/data/08_annotations.ipynb #137bdc36
 def _boxed(name, paths, found, classes, drop_bad, shape, colour, first=0, **more):
     "A `MaskSet` from pictures and their boxes (n, 5): x0, y0, x1, y1, class"
     images,sizes,scales = _pictures(paths, shape, colour)
@@ -296,10 +311,10 @@ def _boxed(name, paths, found, classes, drop_bad, shape, colour, first=0, **more
         dropped += (~good).sum()
         xy = (b[good, :4] - [first, first, 0, 0]).clip(0, [*size[::-1]]*2)*scale
         boxes.append(xy), labels.append(b[good, 4].astype(int))
-    if dropped: warnings.warn(f'{name}: {dropped} of {sum(map(len, found))} boxes left out: no area, or outside the image')
+    if dropped: warnings.warn(f'{name}: {dropped} of {sum(map(len, found))} boxes left out: no area, or outside')
     return MaskSet(images, None, classes, name=name, boxes=boxes, labels=labels, dropped=int(dropped), **more)
 
-# %% ../../nbs/data/08_annotations.ipynb #6a22fbbd
+# %% ../../nbs/data/08_annotations.ipynb #db17882b
 def coco_boxes(file:str, # annotations, .json
                images:str=None, # folder of pictures; default the folder of the file
                drop_bad:bool=False, # leave out boxes of no area or outside the image
@@ -319,14 +334,16 @@ def coco_boxes(file:str, # annotations, .json
             if a.get('iscrowd'): continue
             x,y,w,h = a['bbox']
             found[a['image_id']].append((x, y, x+w, y+h, number[a['category_id']]))
-    except KeyError as e: raise DataError(f'{file}: {e} is missing, or is used but not defined. Is it a COCO file of boxes?') from e
-    except (OSError, ValueError, TypeError) as e: raise DataError(f'{file} cannot be read as COCO annotations: {e}. Check the file.') from e
+    except KeyError as e:
+        raise DataError(f'{file}: {e} is missing, or is used but not defined. Is it a COCO file of boxes?') from e
+    except (OSError, ValueError, TypeError) as e:
+        raise DataError(f'{file} cannot be read as COCO annotations: {e}. Check the file.') from e
     paths = [Path(images or Path(file).parent)/n for n in names.values()]
     _record(Path(file).name, [file, *filter(Path.is_file, paths)])
     return _boxed(Path(file).name, paths, [*found.values()], ['background', *cats.values()], drop_bad, shape, colour,
                   **_split([Path(n).stem for n in names.values()], patient, fractions, seed))
 
-# %% ../../nbs/data/08_annotations.ipynb #6c0d7845
+# %% ../../nbs/data/08_annotations.ipynb #5466fc5a
 def voc_boxes(folder:str, # holds Annotations, JPEGImages, and ImageSets/Main where splits are given
               drop_bad:bool=False, # leave out boxes of no area or outside the image
               shape:tuple=None, # (height, width) wanted; default as they are
@@ -341,11 +358,12 @@ def voc_boxes(folder:str, # holds Annotations, JPEGImages, and ImageSets/Main wh
     lone = sorted(xml.keys() - pics.keys())
     if lone: raise DataError(f'{xml[lone[0]]} has no picture in {folder/"JPEGImages"} ({len(lone)} such files).')
     def objects(path):
-        try: return [(o.find('name').text, *(float(o.find(f'bndbox/{k}').text) for k in ('xmin', 'ymin', 'xmax', 'ymax')))
+        edges = 'xmin', 'ymin', 'xmax', 'ymax'
+        try: return [(o.find('name').text, *(float(o.find(f'bndbox/{k}').text) for k in edges))
                      for o in ElementTree.parse(path).getroot().iter('object')]
         except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as e:
             raise DataError(f'{path} cannot be read as VOC annotations: {e}. Check the file.') from e
-    lists = {s: folder/'ImageSets'/'Main'/f'{f}.txt' for s,f in (('train', 'train'), ('valid', 'val'), ('test', 'test'))}
+    lists = {s: folder/'ImageSets'/'Main'/f'{f}.txt' for s,f in dict(train='train', valid='val', test='test').items()}
     if all(p.is_file() for p in lists.values()):
         of = {n: s for s,p in lists.items() for n in p.read_text().split()}
         xml = {n: p for n,p in xml.items() if n in of}
@@ -358,7 +376,7 @@ def voc_boxes(folder:str, # holds Annotations, JPEGImages, and ImageSets/Main wh
     _record(folder.name, [*xml.values(), *paths])
     return _boxed(folder.name, paths, found, ['background', *classes], drop_bad, shape, colour, 1, **more)
 
-# %% ../../nbs/data/08_annotations.ipynb #7bf8e0d1
+# %% ../../nbs/data/08_annotations.ipynb #32c0c343
 def npz_masks(file:str, # .npz
               classes:list=None, # names of the classes, background first; default "background", "object", or numbers
               fractions:tuple=(.6, .15, .25), # shares of train, valid and test, where the file has no split
@@ -368,20 +386,25 @@ def npz_masks(file:str, # .npz
     z = load_npz(file, needs=('images',))
     objects = z.get('instances', z.get('labels'))
     masks = z.get('masks', None if objects is None else objects > 0)
-    if masks is None: raise DataError(f'{file} is in the wrong layout: it lacks masks, or instances, and has {", ".join(z)}.')
+    has = ', '.join(z)
+    if masks is None: raise DataError(f'{file} is in the wrong layout: it lacks masks or instances, and has {has}.')
     x,name = z['images'],Path(file).name
-    if x.dtype != np.uint8: raise DataError(f'{file}: images hold {x.dtype}. Window or scale them to 0 to 255, and save uint8.')
+    if x.dtype != np.uint8:
+        raise DataError(f'{file}: images hold {x.dtype}. Window or scale them to 0 to 255, and save uint8.')
     if masks.dtype.kind not in 'bui' or masks.max() > 255 or masks.min() < 0:
-        raise DataError(f'{file}: masks hold {masks.dtype} from {masks.min()} to {masks.max()}. Save class numbers from 0 as uint8, '
-                        'and numbered objects under the name instances.')
+        raise DataError(f'{file}: masks hold {masks.dtype} from {masks.min()} to {masks.max()}. Save class numbers '
+                        'from 0 as uint8, and numbered objects under the name instances.')
     classes = list(classes or ['background', 'object'] + [f'label {i}' for i in range(2, int(masks.max())+1)])
     groups = z.get('groups')
-    split = z.get('split', split_by_group(np.arange(len(x)) if groups is None else groups, np.zeros(len(x), int), fractions, seed))
+    split = z.get('split')
+    if split is None:
+        who = np.arange(len(x)) if groups is None else groups
+        split = split_by_group(who, np.zeros(len(x), int), fractions, seed)
     res = MaskSet(x, masks.astype(np.uint8), classes, split, name, groups, z.get('spacing'), instances=objects)
     used(name, digest_of(file))
     return res
 
-# %% ../../nbs/data/08_annotations.ipynb #63ef3e0c
+# %% ../../nbs/data/08_annotations.ipynb #43e3a9db
 def scans_from(dataset:str, # name of a card ("simulated_ct", "mni152"), a .npz or COCO .json file, or a folder
                **kw, # for the loader; `drop_bad` reaches only those that read boxes
               )->MaskSet:
@@ -395,8 +418,8 @@ def scans_from(dataset:str, # name of a card ("simulated_ct", "mni152"), a .npz 
     if pair:
         scans = any(f.name.endswith(('.nii', '.nii.gz', '.nrrd')) for f in (p/pair[0]).iterdir())
         return (nifti_pairs if scans else mask_folder)(*(p/n for n in pair), **kw)
-    if p.exists(): raise DataError(f'{p} has no layout that is known: Annotations and JPEGImages, imagesTr and labelsTr, images '
-                                   'and labels, images and masks, or a file .npz or .json. Call a loader with both paths.')
+    if p.exists(): raise DataError(f'{p} has no layout that is known: Annotations and JPEGImages, imagesTr and '
+                                   'labelsTr, images and labels or masks, a file .npz or .json. Call a loader with both paths.')
     if '/' in name: raise DataError(f'{name} is not there. Check the path.')
     res = load(name, **kw)
     if hasattr(res, 'masks'): return res

@@ -18,7 +18,7 @@ from ..kit.fetch import DataError,cache_dir,digest_of,load_npz,used
 # %% ../../nbs/data/09_phantom.ipynb #53191eda
 def _angles(n): return np.linspace(0, np.pi, n, endpoint=False)
 
-# %% ../../nbs/data/09_phantom.ipynb #550eee82
+# %% ../../nbs/data/09_phantom.ipynb #bbc57b4a
 def project(images:np.ndarray, # shape (n, size, size), 0 outside the inscribed circle
             angles:int=120, # equally spaced over half a turn
            )->np.ndarray: # line integrals in pixels, shape (n, size, angles)
@@ -36,8 +36,8 @@ def project(images:np.ndarray, # shape (n, size, size), 0 outside the inscribed 
         weight[((at < 0) | (at >= size)).any(1)] = 0
         column = (at[:, 0]*size + at[:, 1]).clip(0, size*size-1)
         order = lambda v: v.reshape(4, size, size).transpose(1, 0, 2).ravel()
-        matrix = csr_array((order(weight).astype(np.float32), order(column), np.arange(size+1)*4*size), shape=(size, size*size))
-        res[k] = matrix @ flat
+        parts = order(weight).astype(np.float32),order(column),np.arange(size+1)*4*size
+        res[k] = csr_array(parts, shape=(size, size*size)) @ flat
     return res.transpose(2, 1, 0)
 
 # %% ../../nbs/data/09_phantom.ipynb #a1d6ca46
@@ -71,7 +71,7 @@ def backproject(sino:np.ndarray # line integrals in pixels, shape (n, size, angl
 WATER = .0193 # attenuation of water at 70 keV, per mm
 PHOTONS = 3e4 # photons that set out for each mm² of detector at dose 1
 
-# %% ../../nbs/data/09_phantom.ipynb #7a0a0c1a
+# %% ../../nbs/data/09_phantom.ipynb #bd08c79d
 def scanned(hu:np.ndarray, # HU, shape (n, size, size); air outside the inscribed circle
             mm:float, # pixel, mm
             dose:float=.2, # relative to a diagnostic chest CT
@@ -80,7 +80,7 @@ def scanned(hu:np.ndarray, # HU, shape (n, size, size); air outside the inscribe
             seed:int=0, # of the photons
            )->np.ndarray: # HU, float32, same shape
     "What a CT scanner would show: projections, photon noise, filtered back-projection"
-    if not (dose > 0 and thickness > 0): raise DataError(f'dose {dose} and slice thickness {thickness} mm: both must be above 0')
+    if min(dose, thickness) <= 0: raise DataError(f'dose {dose}, slice thickness {thickness} mm: both must be above 0')
     p = project(WATER*mm*(1+np.asarray(hu, dtype=np.float32)/1000), angles)
     start = PHOTONS*dose*thickness*mm
     counts = np.random.default_rng(seed).poisson(start*np.exp(-p.astype(float)))
@@ -178,7 +178,7 @@ def nodule(reading:int, # as in `lidc_readings`
 # %% ../../nbs/data/09_phantom.ipynb #264871b6
 VERSION = 1 # of the simulation; raise it with every change that changes pixels
 
-# %% ../../nbs/data/09_phantom.ipynb #4c7c4669
+# %% ../../nbs/data/09_phantom.ipynb #f7bebd3f
 def _drawn(n, size, mm, thickness, contrast, smallest, empty, seed):
     "Anatomy with nodules, and the truth"
     df = lidc_readings()
@@ -199,17 +199,18 @@ def _drawn(n, size, mm, thickness, contrast, smallest, empty, seed):
             s,free = len(truth),lung & (masks[i] == 0)
             spots = np.argwhere(free[s//2:size-s+s//2+1, s//2:size-s+s//2+1])
             rng.shuffle(spots)
-            at = next((tuple(slice(v, v+s) for v in t) for t in spots[:300] if free[tuple(slice(v, v+s) for v in t)][truth].mean() > .9), None)
+            places = (tuple(slice(v, v+s) for v in t) for t in spots[:300])
+            at = next((p for p in places if free[p][truth].mean() > .9), None)
             if at is None or not truth.any(): continue
             hu[i][at] += contrast*share*np.maximum(TEXTURE[r.texture]-hu[i][at], 0)
             masks[i][at][truth] = 1
             rc = np.argwhere(truth) + [v.start for v in at]
             (y0,x0),(y1,x1) = rc.min(0),rc.max(0)+1
             boxes[-1].append((x0, y0, x1, y1))
-            rows.append(dict(row=i, reading=r.reading, diameter_mm=r.diameter_mm, texture=r.texture, malignancy=r.malignancy))
-    return hu,masks,boxes,np.array(names)[order],pd.DataFrame(rows)
+            rows.append([i, r.reading, r.diameter_mm, r.texture, r.malignancy])
+    return hu,masks,boxes,np.array(names)[order],np.array(rows, float).reshape(-1, 5)
 
-# %% ../../nbs/data/09_phantom.ipynb #a7ac1fc7
+# %% ../../nbs/data/09_phantom.ipynb #22ea9bc3
 def simulated_ct(n:int=200, # slices
                  size:int=128, # side, pixels
                  dose:float=.2, # relative to a diagnostic chest CT
@@ -225,16 +226,16 @@ def simulated_ct(n:int=200, # slices
     "Simulated low-dose chest CT with real nodule outlines from LIDC-IDRI; the patients are those of the nodules"
     if n < 3 or size < 32: raise DataError(f'n is {n} and size {size}: at least 3 slices of 32 pixels are needed')
     mm = 320/size
-    what = dict(n=n, size=size, dose=dose, thickness=thickness, contrast=contrast, smallest=smallest, empty=empty, angles=angles,
-                level_width=list(level_width), seed=seed, photons=PHOTONS, texture=TEXTURE, version=VERSION)
-    name = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+    what = [n, size, dose, thickness, contrast, smallest, empty, angles, level_width, seed, PHOTONS, TEXTURE, VERSION]
+    name = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
     path = cache_dir()/'simulated_ct'/f'{name}.npz'
     try: z = load_npz(path, needs=('images', 'masks', 'boxes', 'patients', 'nodules'))
     except DataError:
         hu,masks,boxes,patients,rows = _drawn(n, size, mm, thickness, contrast, smallest, empty, seed)
-        images = np.concatenate([window(scanned(hu[i:i+100], mm, dose, thickness, angles, seed+i), *level_width) for i in range(0, n, 100)])
+        batch = lambda i: window(scanned(hu[i:i+100], mm, dose, thickness, angles, seed+i), *level_width)
+        images = np.concatenate([batch(i) for i in range(0, n, 100)])
         flat = np.array([b for bs in boxes for b in bs], float).reshape(-1, 4)
-        z = dict(images=images, masks=masks, boxes=flat, patients=patients.astype(str), nodules=rows.to_numpy(float).reshape(-1, 5))
+        z = dict(images=images, masks=masks, boxes=flat, patients=patients.astype(str), nodules=rows)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix='.tmp', delete=False) as f: np.savez_compressed(f, **z)
         os.replace(f.name, path)
@@ -244,5 +245,6 @@ def simulated_ct(n:int=200, # slices
     table = pd.DataFrame({c: [g[c].tolist() for g in each] for c in rows.columns[1:]})
     where = [np.flatnonzero(rows.row == i) for i in range(n)]
     parts = split_by_group(z['patients'], [min(len(g), 1) for g in each], split, seed)
-    return MaskSet(z['images'], z['masks'], ['other', 'nodule'], parts, 'simulated_ct', z['patients'], np.full((n, 2), mm),
-                   [z['boxes'][w] for w in where], [np.ones(len(w), int) for w in where], table=table, simulated=True)
+    boxes,labels = [z['boxes'][w] for w in where],[np.ones(len(w), int) for w in where]
+    return MaskSet(z['images'], z['masks'], ['other', 'nodule'], parts, 'simulated_ct', z['patients'],
+                   np.full((n, 2), mm), boxes, labels, table=table, simulated=True)

@@ -20,7 +20,7 @@ def _need(package):
     try: return import_module(package)
     except ImportError as e: raise ImportError(f'{package} is not installed: pip install "medlearn[formats]"') from e
 
-# %% ../../nbs/data/07_scans.ipynb #5eedd842
+# %% ../../nbs/data/07_scans.ipynb #1d33b6d0
 def read_dicom(path:str # file
               )->tuple: # pixels, float32, in HU for CT; and the header, a pydicom `Dataset`
     "Pixels and header of a DICOM file, with slope and intercept applied"
@@ -30,8 +30,8 @@ def read_dicom(path:str # file
         ds = pydicom.dcmread(path)
         hu = pydicom.pixels.apply_modality_lut(ds.pixel_array, ds)
     except Exception as e:
-        raise DataError(f'{path} cannot be read as a DICOM image: {e}. Check that it is a whole DICOM file with pixels. '
-                        'Compressed pixels may need pip install pylibjpeg pylibjpeg-libjpeg.') from e
+        raise DataError(f'{path} cannot be read as a DICOM image: {e}. Check that it is a whole DICOM file with '
+                        'pixels. Compressed pixels may need pip install pylibjpeg pylibjpeg-libjpeg.') from e
     return hu.astype(np.float32), ds
 
 # %% ../../nbs/data/07_scans.ipynb #58425f88
@@ -56,7 +56,7 @@ DataSetTrailingPadding MilitaryRank BranchOfService PatientReligiousPreference S
 MedicalAlerts Allergies
 """.split())
 
-# %% ../../nbs/data/07_scans.ipynb #0a52a5ff
+# %% ../../nbs/data/07_scans.ipynb #d5d5942d
 def anonymise(ds, # pydicom `Dataset`; left as it is
               salt:str, # a secret of yours: the same patient gets the same pseudonym under the same salt
              ): # a copy without identifying fields
@@ -83,22 +83,24 @@ def anonymise(ds, # pydicom `Dataset`; left as it is
     if getattr(new, 'preamble', None): new.preamble = bytes(128)
     new.PatientIdentityRemoved,new.DeidentificationMethod = 'YES','medlearn: common fields of PS3.15 basic profile'
     burnt = new.get('BurnedInAnnotation') or ('YES' if new.get('Modality') in ('US', 'SC', 'XC', 'ES', 'OT') else 'NO')
-    if burnt != 'NO': warnings.warn('text may be burnt into the pixels: look at the picture, a clean header is not enough')
+    if burnt != 'NO':
+        warnings.warn('text may be burnt into the pixels: look at the picture, a clean header is not enough')
     return new
 
-# %% ../../nbs/data/07_scans.ipynb #0c255c7e
+# %% ../../nbs/data/07_scans.ipynb #063d2e77
 def _upright(array, affine, name):
     "Turned to the closest RAS orientation; refused with NaN"
-    img = _need('nibabel').as_closest_canonical(_need('nibabel').Nifti1Image(np.asarray(array, dtype=np.float32), affine))
+    nib = _need('nibabel')
+    img = nib.as_closest_canonical(nib.Nifti1Image(np.asarray(array, dtype=np.float32), affine))
     array = np.ascontiguousarray(img.dataobj)
     bad = ~np.isfinite(array)
     if bad.any(): raise DataError(f'{name} has NaN or infinite voxels, {bad.sum():,} of {bad.size:,}, first at '
                                   f'{tuple(map(int, np.argwhere(bad)[0]))}. Fill or mask them before use.')
     return array, img.affine
 
-# %% ../../nbs/data/07_scans.ipynb #2181f3e4
+# %% ../../nbs/data/07_scans.ipynb #b3834f19
 def read_nifti(path:str # .nii or .nii.gz
-              )->tuple: # array, float32, axes to the right, front and head, then time; and the affine, 4 x 4, voxel to mm
+              )->tuple: # array, float32, axes to the right, front, head (and time); affine, 4 x 4, voxel to mm
     "Array and affine of a NIfTI file, turned to the closest RAS orientation"
     nib = _need('nibabel')
     if not Path(path).is_file(): raise DataError(f'{path} is not there. Check the path.')
@@ -114,14 +116,14 @@ def spacing(affine:np.ndarray # 4 x 4, voxel to mm
     "Voxel spacing of an affine"
     return np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
 
-# %% ../../nbs/data/07_scans.ipynb #32596980
+# %% ../../nbs/data/07_scans.ipynb #c63446e2
 def read_nrrd(path, # .nrrd file, or its bytes
               name:str='', # named in errors; default the path
              )->tuple: # array, float32, axes to the right, front and head; and the affine, 4 x 4, voxel to mm
     "Array and affine of a NRRD file in three dimensions, turned to the closest RAS orientation"
     nrrd = _need('nrrd')
     name = name or path
-    if not isinstance(path, bytes) and not Path(path).is_file(): raise DataError(f'{name} is not there. Check the path.')
+    if not (isinstance(path, bytes) or Path(path).is_file()): raise DataError(f'{name} is not there. Check the path.')
     try:
         with io.BytesIO(path) if isinstance(path, bytes) else open(path, 'rb') as f:
             header = nrrd.read_header(f)
@@ -148,7 +150,7 @@ class Scan(NamedTuple):
     @property
     def ml(self)->float: return float(np.count_nonzero(self.mask)*self.spacing.prod()/1000)
 
-# %% ../../nbs/data/07_scans.ipynb #f33ee318
+# %% ../../nbs/data/07_scans.ipynb #caa2f2b1
 def paired(image:tuple, # array and affine, as `read_nifti` returns them
            mask:tuple, # likewise
            name:str='', # named in errors
@@ -156,10 +158,11 @@ def paired(image:tuple, # array and affine, as `read_nifti` returns them
           )->Scan:
     "Image and mask as one `Scan`, refused where shape, place or labels do not fit"
     (x,affine),(m,other) = image,mask
-    if x.shape != m.shape: raise DataError(f'{name}: the image has shape {x.shape}, the mask {m.shape}. Resample the mask on the image.')
+    if x.shape != m.shape:
+        raise DataError(f'{name}: the image has shape {x.shape}, the mask {m.shape}. Resample the mask on the image.')
     apart = abs(affine-other).max()
-    if apart > .01: raise DataError(f'{name}: image and mask have different affines, by up to {apart:.3g} mm: the mask lies '
-                                    'elsewhere. Resample the mask on the image, or correct the header.')
+    if apart > .01: raise DataError(f'{name}: image and mask have different affines, by up to {apart:.3g} mm: the mask '
+                                    'lies elsewhere. Resample the mask on the image, or correct the header.')
     odd = np.setdiff1d(m, np.arange(256 if names is None else len(names)))
     if len(odd): raise DataError(f'{name}: the mask has the label {odd[0]:g}, which is outside the classes '
                                  f'{names or "0 to 255"}. Correct the mask, or name all classes.')
@@ -179,7 +182,7 @@ def as_slices(volume:np.ndarray # axes to the right, front and head
     "A volume as a stack of axial pictures, the patient's left on the left"
     return np.ascontiguousarray(volume.transpose(2, 1, 0)[:, ::-1])
 
-# %% ../../nbs/data/07_scans.ipynb #0b9e2afa
+# %% ../../nbs/data/07_scans.ipynb #31b76a03
 def contours(ax, # matplotlib axes
              mask:np.ndarray, # class numbers, shape (h, w)
              extent:tuple=None, # as for `imshow`
@@ -188,5 +191,7 @@ def contours(ax, # matplotlib axes
     for k,ls in zip(np.unique(mask[mask > 0]), ('-', '--', ':', '-.')*64):
         edge = np.pad(mask == k, 1)
         y,x = (np.arange(-1, n+1) for n in mask.shape)
-        if extent: x,y = ((v+.5)*(abs(extent[i]-extent[i+1])/n) for v,i,n in ((x, 0, mask.shape[1]), (y, 2, mask.shape[0])))
+        if extent:
+            (h,w),(x0,x1,y0,y1) = mask.shape,extent
+            x,y = (x+.5)*abs(x1-x0)/w,(y+.5)*abs(y1-y0)/h
         ax.contour(x, y, edge, [.5], colors=f'C{(k-1)%5+1}', linestyles=ls, linewidths=1.2)
