@@ -187,9 +187,9 @@ def data_verify(name:_AnyName=None, # of the card; none: all
     _table(_console(), None, dict(name='name', file='file', state='state'), rows)
     raise Exit(int(any(r['state'] == 'bad' for r in rows)))
 
-# %% ../../nbs/kit/07_cli.ipynb #f65593b8
+# %% ../../nbs/kit/07_cli.ipynb #897b42a1
 _Sides = Annotated[list[int], Option('--size', min=16, help='Pixels a side; repeatable; default: 28 and 64.')]
-_Repeats = Annotated[int, Option(min=1, help='Turns of each way.')]
+_Repeats = Annotated[int, Option(min=1, help='Rounds of the throughput.')]
 _Images = Annotated[int, Option(min=128, help='Only so many training images, for throughput and memory.')]
 _Runs = Annotated[int, Option(min=1, help="Runs of medlearn's recipe.")]
 _Minutes = Annotated[float, Option(min=0, help='Time for the published recipe.')]
@@ -213,12 +213,12 @@ def _show_bench(result):
     _table(console, f'On {result["device"]}; {result["dataset"]}', {k: k for k in ('what', 'value', 'bound', 'holds')}, held)
     if 'reason' in result: console.print(f'Measured on noise, without time to quality: {result["reason"]}')
 
-# %% ../../nbs/kit/07_cli.ipynb #97e6940d
+# %% ../../nbs/kit/07_cli.ipynb #dbfa8185
 @app.command()
 def bench(as_json:Annotated[bool, Option('--json', help='JSON instead of tables.')]=False, # JSON?
           dataset:_Dataset='pneumoniamnist', # by name or path
           size:_Sides=None, # pixels a side; none: 28 and 64
-          repeats:_Repeats=7, # turns
+          repeats:_Repeats=7, # rounds
           images:_Images=None, # none: all
           runs:_Runs=3, # of medlearn's recipe
           minutes:_Minutes=30, # for the published recipe
