@@ -64,6 +64,7 @@ def test_shares_of_a_step_are_the_batch_of_one_process(n, each, images):
         assert step == order[k*n*each:(k+1)*n*each]
 
 
+@settings(deadline=None)
 @given(bs=st.integers(0, 1000), n=st.integers(1, 16))
 def test_a_batch_divides_or_the_error_says_which_does(bs, n):
     if bs and bs % n == 0: assert S.share(bs, n)*n == bs
@@ -163,6 +164,7 @@ def test_cost_leaves_the_model_as_it_was():
     assert all(p.grad is None for p in model.parameters())
 
 
+@settings(deadline=None)
 @given(a=st.floats(-3, 3), c=st.floats(.1, 10))
 def test_growth_of_a_power(a, c):
     x = np.array([1., 2, 4, 7])

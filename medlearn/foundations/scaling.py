@@ -6,14 +6,14 @@
 __all__ = ['ByValue', 'processes', 'SharedBatches', 'share', 'LossCurve', 'train_curve', 'one_thread', 'local_cluster', 'sweep',
            'cost', 'seconds_per_image', 'growth']
 
-# %% ../../nbs/foundations/05_scaling.ipynb #9b15c35c
-import copyreg,importlib,itertools,logging,os,pickle,signal,statistics,tempfile,time
+# %% ../../nbs/foundations/05_scaling.ipynb #f3ac31d2
+import copyreg,importlib,itertools,logging,os,pickle,signal,socket,statistics,tempfile,time
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 import cloudpickle,dask,numpy as np,pandas as pd,psutil,torch,torch.nn.functional as F
 from accelerate.utils import InitProcessGroupKwargs
-from distributed import Client,LocalCluster,wait
+from distributed import CancelledError,Client,LocalCluster,wait
 from torch import Tensor,nn
 from torch.distributed import TCPStore
 from torch.multiprocessing import spawn
@@ -27,11 +27,13 @@ from .evaluation import Judge
 from .training import loss_for,one_cycle,predict,small_cnn,tensor_loaders
 from ..kit.chapter import seed_everything
 
-# %% ../../nbs/foundations/05_scaling.ipynb #907a6b16
+# %% ../../nbs/foundations/05_scaling.ipynb #fa4a3adb
 def _process(rank, folder, n, port, threads):
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n), OMP_NUM_THREADS=str(threads),
-                      MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE='True')
+                      MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE='True', TORCHELASTIC_RESTART_COUNT='0')
+    for _,name in socket.if_nameindex():
+        if name in ('lo', 'lo0'): os.environ.setdefault('GLOO_SOCKET_IFNAME', name)
     torch.set_num_threads(threads)
     fn,args = pickle.loads((folder/'work').read_bytes())
     try: (folder/str(rank)).write_bytes(cloudpickle.dumps(fn(*args)))
@@ -161,14 +163,15 @@ def _attempt(fn, config):
     except Exception as e: got = dict(error=f'{type(e).__name__}: {e}')
     return config | got | dict(worker=os.getpid(), seconds=time.perf_counter() - start)
 
-# %% ../../nbs/foundations/05_scaling.ipynb #a18d15ef
+# %% ../../nbs/foundations/05_scaling.ipynb #c2d948c6
 def _row(future, config, timeout):
     if future.status == 'finished': return future.result()
-    if future.status != 'error': return config | dict(error=f'not finished after {timeout} s' if future.status == 'pending' else future.status)
+    if future.status == 'pending': return config | dict(error=f'not finished after {timeout} s')
+    if future.status != 'error': return config | dict(error=f'{future.status}: the cluster went away')
     e = future.exception()
     return config | dict(error=f'{type(e).__name__}: {e}')
 
-# %% ../../nbs/foundations/05_scaling.ipynb #79be9e76
+# %% ../../nbs/foundations/05_scaling.ipynb #32bdc581
 def sweep(fn, # function of one configuration, `fn(lr=..., seed=...)`, that returns a dict of numbers
           grid:dict, # name -> values; all combinations are run
           address=None, # of a Dask scheduler, "tcp://host:8786", or a cluster object; default: a cluster on this computer
@@ -186,7 +189,7 @@ def sweep(fn, # function of one configuration, `fn(lr=..., seed=...)`, that retu
         stack.enter_context(client.as_current())
         futures = client.map(_attempt, [fn]*len(configs), configs, pure=False, batch_size=1)
         try: wait(futures, timeout)
-        except TimeoutError: pass
+        except (TimeoutError, CancelledError): pass
         rows = [_row(f, c, timeout) for f,c in zip(futures, configs)]
         client.cancel(futures)
     return pd.DataFrame(rows)

@@ -8,10 +8,11 @@ __all__ = ['channels_first', 'TensorScan', 'TensorSet', 'check_set', 'moments', 
            'loss_for', 'SkipValidation', 'one_cycle', 'fit', 'predict', 'HalfPrecision', 'copied', 'EMA', 'KeepBest',
            'Resume']
 
-# %% ../../nbs/foundations/04_training.ipynb #5a32c78d
+# %% ../../nbs/foundations/04_training.ipynb #94b92721
 import itertools,math,os,random
 import numpy as np,torch,torch.nn.functional as F
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from fastcore.basics import chunked
 from fastcore.foundation import L
@@ -155,15 +156,16 @@ class Normalise(ItemTransform):
         pixels = b[0]*self.std.to(b[0].device) + self.mean.to(b[0].device)
         return ((pixels - low)/(high - low)).clamp(0, 1), *b[1:]
 
-# %% ../../nbs/foundations/04_training.ipynb #f5779ac6
+# %% ../../nbs/foundations/04_training.ipynb #828e10a8
+@lru_cache(16)
 def lattice(size:tuple, # of the image, pixels: (h, w) or (d, h, w)
             device='cpu', # of the result
-           )->Tensor: # shape (2 or 3, pixels), from -1 to 1, x first
-    "Coordinates of the pixel centres, as `grid_sample` counts them"
+           )->Tensor: # shape (3 or 4, pixels): coordinates from -1 to 1, x first, and ones
+    "Coordinates of the pixel centres, as `grid_sample` counts them, with a last row of ones for the shift"
     axes = [(torch.arange(s, device=device) + .5)*2/s - 1 for s in size]
-    return torch.stack([a.flatten() for a in torch.meshgrid(*axes, indexing='ij')][::-1])
+    return torch.stack([*[a.flatten() for a in torch.meshgrid(*axes, indexing='ij')][::-1], torch.ones(math.prod(size), device=device)])
 
-# %% ../../nbs/foundations/04_training.ipynb #35865afd
+# %% ../../nbs/foundations/04_training.ipynb #ba0cf428
 class Augment:
     "Random affine, elastic and intensity changes of a batch, on its device; of images or volumes"
     def __init__(self,
@@ -181,15 +183,16 @@ class Augment:
         self.elastic,self.light,self.noise = elastic,light,noise
     def affine(self, n, nd, device):
         "Random matrices, shape (n, nd, nd), and shifts, shape (n, nd)"
-        u = lambda reach: (2*torch.rand(n, device=device) - 1)*reach
-        A = torch.eye(nd, device=device).expand(n, nd, nd)
-        for i,j in itertools.combinations(range(nd), 2):
-            a,R = u(math.radians(self.rotate)),torch.eye(nd, device=device).repeat(n, 1, 1)
-            R[:, i, i],R[:, j, j],R[:, j, i],R[:, i, j] = a.cos(),a.cos(),a.sin(),-a.sin()
-            A = A @ R
-        zoom,flips = 1 + u(self.zoom),(self.flip, self.flip_v, self.flip_d)
-        scale = torch.stack([zoom*(1 - 2*(torch.rand(n, device=device) < p).float()) for p in flips[:nd]], 1)
-        return A*scale[:, None], torch.stack([u(2*self.crop) for _ in range(nd)], 1)
+        planes = list(itertools.combinations(range(nd), 2))
+        r,k = torch.rand(len(planes) + 1 + 2*nd, n, device=device),len(planes)
+        u,A = 2*r - 1,None
+        for (i,j),a in zip(planes, u*math.radians(self.rotate)):
+            R,c,s = torch.eye(nd, device=device).repeat(n, 1, 1),a.cos(),a.sin()
+            R[:, i, i],R[:, j, j],R[:, j, i],R[:, i, j] = c,c,s,-s
+            A = R if A is None else A @ R
+        odds = torch.tensor([self.flip, self.flip_v, self.flip_d][:nd], device=device)[:, None]
+        scale = (1 + u[k]*self.zoom)*(1 - 2*(r[k+1:k+1+nd] < odds).float())
+        return A*scale.T[:, None], u[k+1+nd:].T*2*self.crop
     def __call__(self, x:Tensor, # shape (n, c, *spatial), normalised
                  masks:Tensor=None, # class of each pixel, shape (n, *spatial): moved along
                  boxes:Tensor=None, # corners, pixels, shape (n, m, 4), x first, or (n, m, 6): moved along
@@ -198,7 +201,7 @@ class Augment:
         A,shift = self.affine(n, nd, x.device)
         span,bend = torch.tensor(size[::-1], device=x.device, dtype=x.dtype),None
         A = A*span/span[:, None]
-        grid = A @ lattice(size, x.device) + shift[..., None]
+        grid = torch.cat([A, shift[..., None]], 2) @ lattice(size, x.device)
         if self.elastic:
             coarse = torch.randn(n, nd, *[4]*nd, device=x.device)*2*self.elastic
             bend = F.interpolate(coarse, size, mode='bicubic' if nd == 2 else 'trilinear')
@@ -310,7 +313,7 @@ def to_tensors(data:ImageSet, # one split
     y = [torch.as_tensor(t) if t.dtype == np.float32 else torch.as_tensor(t, dtype=torch.float32 if as_float else torch.int64) for t in y]
     return TensorSet(channels_first(data.images), *y, kind=kind, vocab=data.classes)
 
-# %% ../../nbs/foundations/04_training.ipynb #8b9abfdd
+# %% ../../nbs/foundations/04_training.ipynb #a737e4ca
 def tensor_loaders(data:ImageSet, # with splits train and valid
                    bs:int=64, # images in a batch
                    augment=None, # of the training images, see `Augment`
@@ -336,7 +339,7 @@ def tensor_loaders(data:ImageSet, # with splits train and valid
     normalise = Normalise(mean, std.clamp_min(1e-3*(span[1] - span[0]) or 1), side, span)
     after = [normalise] + ([Randomise(augment, kind)] if augment else [])
     return TensorLoaders(TensorLoader(train, bs, True, after, weights=weights),
-                         TensorLoader(valid, max(bs, 512) if train.x.ndim == 4 else bs, after_batch=[normalise]), device=device)
+                         TensorLoader(valid, 2*bs, after_batch=[normalise]), device=device)
 
 # %% ../../nbs/foundations/04_training.ipynb #b050eb0d
 def small_cnn(c_in:int, # channels of the image
