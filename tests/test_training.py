@@ -270,7 +270,7 @@ def test_a_crashed_training_ends_like_an_undisturbed_one(tmp_path, crash_at):
 
 def test_a_killed_process_leaves_a_file_to_go_on_from(tmp_path):
     file = tmp_path/'run.pt'
-    code = f'import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); from test_training import night; night({str(file)!r}, 2, kill=True)'
+    code = f'import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import torch; torch.set_num_threads({torch.get_num_threads()}); from test_training import night; night({str(file)!r}, 2, kill=True)'
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr
     same(night(), night(file))

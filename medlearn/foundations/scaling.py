@@ -163,6 +163,11 @@ def _attempt(fn, config):
     except Exception as e: got = dict(error=f'{type(e).__name__}: {e}')
     return config | got | dict(worker=os.getpid(), seconds=time.perf_counter() - start)
 
+# %% ../../nbs/foundations/05_scaling.ipynb #5e77e1ab
+def _settle(futures, timeout):
+    try: wait(futures, timeout) if futures else None
+    except (TimeoutError, CancelledError): pass
+
 # %% ../../nbs/foundations/05_scaling.ipynb #c2d948c6
 def _row(future, config, timeout):
     if future.status == 'finished': return future.result()
@@ -188,8 +193,8 @@ def sweep(fn, # function of one configuration, `fn(lr=..., seed=...)`, that retu
                                   'machine), check the address, or leave it out for a cluster on this computer') from e
         stack.enter_context(client.as_current())
         futures = client.map(_attempt, [fn]*len(configs), configs, pure=False, batch_size=1)
-        try: wait(futures, timeout)
-        except (TimeoutError, CancelledError): pass
+        _settle(futures, timeout)
+        _settle([f for f in futures if f.status == 'lost'], min(timeout, 60))
         rows = [_row(f, c, timeout) for f,c in zip(futures, configs)]
         client.cancel(futures)
     return pd.DataFrame(rows)
