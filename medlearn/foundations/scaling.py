@@ -187,7 +187,7 @@ def sweep(fn, # function of one configuration, `fn(lr=..., seed=...)`, that retu
     configs = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
     with ExitStack() as stack:
         if address is None: address = stack.enter_context(local_cluster(workers))
-        try: client = stack.enter_context(Client(address, timeout=5, set_as_default=False))
+        try: client = stack.enter_context(Client(address, timeout=min(timeout, 5), set_as_default=False))
         except (OSError, ValueError) as e:
             raise ConnectionError(f'no Dask scheduler answers at {address}: start one there (`dask scheduler`, and `dask worker` for each '
                                   'machine), check the address, or leave it out for a cluster on this computer') from e

@@ -29,7 +29,6 @@ from fastai.data.transforms import Category,CategoryMap,MultiCategory
 from fastai.learner import Learner
 from fastai.losses import BCEWithLogitsLossFlat,CrossEntropyLossFlat
 from fastai.torch_core import TensorCategory,TensorImage,TensorMask,TensorMultiCategory,TitledFloat,default_device
-import fastai.vision.data,fastai.vision.learner
 from fastai.vision.core import LabeledBBox,TensorBBox
 from ..data.images import ImageSet,check_leak
 from ..kit.fetch import DataError
@@ -289,6 +288,9 @@ class TensorLoader(TfmdDL):
     def create_batches(self, samps):
         for i in chunked(samps, self.bs, self.drop_last): yield self.dataset[torch.tensor(i, device=self.device)]
     def prepare(self, x): return self.after_batch[0].prepare(x)
+    def _pre_show_batch(self, b, max_n=9):
+        import fastai.vision.data,fastai.vision.learner
+        return super()._pre_show_batch(b, max_n)
 
 # %% ../../nbs/foundations/04_training.ipynb #c3951bd3
 class TensorLoaders(DataLoaders):

@@ -225,7 +225,7 @@ def quick_recipe(data, # `ImageSet`
     torch.manual_seed(seed)
     dls,t = medlearn_loaders(data, 32, device),_training()
     learn = Learner(dls, network().to(device), loss_func=CrossEntropyLossFlat(), metrics=RocAucBinary(), wd=1e-2)
-    return t.one_cycle(learn, 10, 4e-3, cbs=[t.EMA(), Stop()], validate=True)
+    return t.one_cycle(learn, 16, 4e-3, cbs=[t.EMA(), Stop()], validate=True)
 
 # %% ../../nbs/kit/06_bench.ipynb #227314eb
 def small_stem_resnet18():

@@ -47,7 +47,7 @@ def seed_everything(seed:int # any non-negative integer
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark,torch.backends.cudnn.deterministic = False,True
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode('warn')
 
 # %% ../../nbs/kit/02_chapter.ipynb #df899333
 def seed_worker(worker:int # number of the worker; PyTorch passes it

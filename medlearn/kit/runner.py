@@ -227,6 +227,7 @@ def _engine(notebook, say):
                 say(cell=cell_index + 1, cells=len(man.nb.cells))
                 return start(cell, cell_index, **kw)
             def save(**kw):
+                if (man.now() - man.last_save_time).total_seconds() < 1: return
                 write_whole(notebook, nbformat.writes(man.nb))
                 man.last_save_time = man.now()
             man.cell_start,man.save,Engine.nb = cell_start,save,man.nb
@@ -257,10 +258,9 @@ def _execute(job, say):
     options = dict(kernel_name='python3', language='python', progress_bar=False, start_timeout=120, iopub_timeout=60,
                    config=_private_sockets(Path(job['tmp'])))
     try: nb = papermill.execute_notebook(nb, None, job['given'], 'medlearn', **options)
-    except papermill.PapermillExecutionError as e:
-        write_whole(job['notebook'], nbformat.writes(engine.nb))
-        return f'{e.ename}: {e.evalue} (cell In [{e.exec_count}])'
+    except papermill.PapermillExecutionError as e: return f'{e.ename}: {e.evalue} (cell In [{e.exec_count}])'
     except Exception as e: return f'{type(e).__name__}: {e} (outside the cells)'
+    finally: write_whole(job['notebook'], nbformat.writes(getattr(engine, 'nb', nb)))
     return 'SystemExit: the chapter ended itself before its last cell' if nb.metadata.papermill.exception else None
 
 # %% ../../nbs/kit/03_runner.ipynb #a07bf176
