@@ -291,7 +291,7 @@ def worker()->None:
     except BrokenPipeError: watcher.join()
 
 # %% ../../nbs/kit/03_runner.ipynb #5d60caa1
-def _environment(tmp, tag):
+def _environment(tmp, tag, share):
     "Environment of a worker and its kernel, private to `tmp`"
     spec = tmp/'jupyter/kernels/python3/kernel.json'
     argv = [sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}']
@@ -305,7 +305,7 @@ def _environment(tmp, tag):
     if (root/'nbs').is_dir(): paths.insert(0, str(root))
     env.update(PYTHONPATH=os.pathsep.join(paths), PYTHONHASHSEED='0', MEDLEARN_JOB=tag, IPYTHONDIR=str(tmp/'ipython'),
                JUPYTER_RUNTIME_DIR=str(tmp/'runtime'), JUPYTER_PATH=str(tmp/'jupyter'))
-    env.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+    if share: env.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     env.setdefault('PYTHONWARNINGS', 'ignore::FutureWarning:torch.jit._script')
     return env
 
@@ -338,7 +338,7 @@ def _watch(proc, tag, limit, stop, tell):
     return end, peak >> 20 or None, ended
 
 # %% ../../nbs/kit/03_runner.ipynb #dfdcd48c
-def _process(job, notebook, timeout, stop, tell):
+def _process(job, notebook, timeout, stop, tell, share):
     "Run a job's worker to its end: (its error or None, peak in MB, was it ended early, digest of the chapter's text)"
     with tempfile.TemporaryDirectory(prefix='medlearn-', ignore_cleanup_errors=True) as tmp:
         tmp = Path(tmp)
@@ -348,7 +348,7 @@ def _process(job, notebook, timeout, stop, tell):
         order = asdict(job) | dict(path=str(copy), notebook=str(notebook), tmp=str(tmp), tag=tag)
         with open(tmp/'log', 'w+', encoding='utf-8', errors='replace') as log:
             command,pipe = [sys.executable, '-c', 'from medlearn.kit.runner import worker; worker()'],subprocess.PIPE
-            with subprocess.Popen(command, cwd=tmp/'work', env=_environment(tmp, tag), stdin=pipe, stdout=pipe,
+            with subprocess.Popen(command, cwd=tmp/'work', env=_environment(tmp, tag, share), stdin=pipe, stdout=pipe,
                                   stderr=log, text=True, encoding='utf-8', start_new_session=True) as proc:
                 proc.stdin.write(json.dumps(order) + '\n')
                 proc.stdin.flush()
@@ -366,6 +366,7 @@ def run_one(job:Job, # what to run
             timeout:float=None, # time limit, seconds; None: none
             stop:threading.Event=None, # set it to end the job early
             tell=lambda message: None, # called with dict(cell, cells) as each cell starts
+            share:bool=False, # the machine with other jobs
            )->dict: # the record, also written beside the notebook; None if stopped
     "Run one chapter in a process of its own and record how it went"
     stop,out,began,peak,early,sha256 = stop or threading.Event(),Path(out).absolute(),time.time(),None,False,None
@@ -373,7 +374,7 @@ def run_one(job:Job, # what to run
     try:
         notebook.parent.mkdir(parents=True, exist_ok=True)
         for p in (notebook, record): p.unlink(missing_ok=True)
-        error,peak,early,sha256 = _process(job, notebook, timeout, stop, tell)
+        error,peak,early,sha256 = _process(job, notebook, timeout, stop, tell, share)
     except OSError as e: error = f'{type(e).__name__}: {e} (outside the cells)'
     if stop.is_set(): return
     facts = harvest(notebook)
@@ -432,7 +433,7 @@ def run(work, # list of `Job`, from `plan`
     stop,lock,rows,out = threading.Event(),threading.Lock(),{},Path(out)
     def one(job):
         if stop.is_set(): return
-        row = resume and finished(job, out) or run_one(job, out, timeout, stop, partial(tell, job))
+        row = resume and finished(job, out) or run_one(job, out, timeout, stop, partial(tell, job), jobs > 1)
         if row is None: return
         rows[job.stem] = row
         with lock:
