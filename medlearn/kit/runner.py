@@ -255,7 +255,7 @@ def _execute(job, say):
     engine = _engine(job['notebook'], say)
     papermill_engines.register('medlearn', engine)
     nb = nbformat.read(job['path'], 4)
-    options = dict(kernel_name='python3', language='python', progress_bar=False, start_timeout=120, iopub_timeout=60,
+    options = dict(kernel_name='python3', language='python', progress_bar=False, autosave_cell_every=0, start_timeout=120, iopub_timeout=60,
                    config=_private_sockets(Path(job['tmp'])))
     try: nb = papermill.execute_notebook(nb, None, job['given'], 'medlearn', **options)
     except papermill.PapermillExecutionError as e: return f'{e.ename}: {e.evalue} (cell In [{e.exec_count}])'
