@@ -255,15 +255,16 @@ def predict_masks(learn:Learner, # from `mask_learner`, trained
         res.append(sum(v.flip(m) if m else v for v,m in zip(views, mirrors))/len(views))
     return torch.cat(res).float().cpu().numpy()
 
-# %% ../../nbs/imaging/03_segmentation.ipynb #600df4de
+# %% ../../nbs/imaging/03_segmentation.ipynb #28cca2d4
 def show_outlines(data:MaskSet, # one split
                   pred:np.ndarray, # class numbers, shape (n, h, w)
                   rows:list, # which images
                   titles:list=None, # one above each picture
-                  zoom:float=1., # show only the middle 1/zoom of the outlines' surroundings
+                  zoom:float=1., # show only 1/zoom of the picture, around the largest piece
                   **kw, # for `show_images`
                  ): # matplotlib figure
     "Pictures with the truth (solid) and the prediction (dashed)"
+    from scipy.ndimage import label
     mm = None if data.spacing is None or zoom != 1 else float(data.spacing[0, -1])
     fig = show_images(data.images[rows], titles, **dict(mm=mm, simulated=data.simulated, ncols=4, inch=2.2) | kw)
     for ax,i in zip(fig.axes, rows):
@@ -271,8 +272,9 @@ def show_outlines(data:MaskSet, # one split
             for k in np.unique(m[m > 0]): ax.contour(m == k, [.5], colors=f'C{(int(k)*2-(style == "-")) % 5 + 1}', linestyles=style, linewidths=1.1)
         if zoom == 1: continue
         h,w = data.masks[i].shape
-        at = np.argwhere(data.masks[i] if data.masks[i].any() else pred[i])
-        y,x = at.mean(0) if len(at) else (h/2, w/2)
+        pieces = label(data.masks[i] if data.masks[i].any() else pred[i])[0]
+        largest = np.bincount(pieces.ravel())[1:]
+        y,x = np.argwhere(pieces == largest.argmax()+1).mean(0) if len(largest) else (h/2, w/2)
         ax.set(xlim=(x - w/2/zoom, x + w/2/zoom), ylim=(y + h/2/zoom, y - h/2/zoom))
     return fig
 
