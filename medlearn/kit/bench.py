@@ -8,7 +8,7 @@ __all__ = ['noise', 'sized', 'network', 'train_pass', 'timed', 'by_turns', 'Feed
            'published_recipe', 'time_to_quality', 'Peak', 'memory', 'bench', 'bounds']
 
 # %% ../../nbs/kit/06_bench.ipynb #c6d7b19b
-import json,math,os,statistics,subprocess,sys,tempfile,threading,time
+import gc,json,math,os,statistics,subprocess,sys,tempfile,threading,time
 from copy import deepcopy
 from importlib import import_module
 from itertools import islice
@@ -292,6 +292,7 @@ class Peak:
         while not self.done.wait(.001): self.top = max(self.top, self.use())
     def __enter__(self):
         import torch
+        gc.collect()
         if self.gpu: torch.cuda.reset_peak_memory_stats()
         self.before = self.top = self.use()
         self.done,self.thread = threading.Event(),threading.Thread(target=self.watch, daemon=True)
