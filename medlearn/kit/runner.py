@@ -221,15 +221,15 @@ def _engine(notebook, say):
     class Engine(NBClientEngine):
         @classmethod
         def execute_managed_notebook(cls, man, *args, **kwargs):
-            at,start = [0],man.cell_start
+            at,due,start = [0],[True],man.cell_start
             def cell_start(cell, cell_index=None, **kw):
-                at[0] = cell_index
+                at[0],due[0] = cell_index,cell.cell_type == 'code'
                 say(cell=cell_index + 1, cells=len(man.nb.cells))
                 return start(cell, cell_index, **kw)
             def save(**kw):
-                if (man.now() - man.last_save_time).total_seconds() < 1: return
+                if not due[0] and (man.now() - man.last_save_time).total_seconds() < 1: return
                 write_whole(notebook, nbformat.writes(man.nb))
-                man.last_save_time = man.now()
+                man.last_save_time,due[0] = man.now(),False
             man.cell_start,man.save,Engine.nb = cell_start,save,man.nb
             try: super().execute_managed_notebook(man, *args, **kwargs)
             except DeadKernelError:
@@ -255,7 +255,7 @@ def _execute(job, say):
     engine = _engine(job['notebook'], say)
     papermill_engines.register('medlearn', engine)
     nb = nbformat.read(job['path'], 4)
-    options = dict(kernel_name='python3', language='python', progress_bar=False, autosave_cell_every=0, start_timeout=120, iopub_timeout=60,
+    options = dict(kernel_name='python3', language='python', progress_bar=False, start_timeout=120, iopub_timeout=60,
                    config=_private_sockets(Path(job['tmp'])))
     try: nb = papermill.execute_notebook(nb, None, job['given'], 'medlearn', **options)
     except papermill.PapermillExecutionError as e: return f'{e.ename}: {e.evalue} (cell In [{e.exec_count}])'
