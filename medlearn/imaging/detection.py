@@ -349,14 +349,14 @@ class TwoStage(nn.Module):
         "Boxes, labels and scores of each image, and masks where there are any"
         return [tuple(f[k] for k in ('boxes', 'labels', 'scores', 'masks') if k in f) for f in self(x)]
 
-# %% ../../nbs/imaging/02_detection.ipynb #c3d5033b
+# %% ../../nbs/imaging/02_detection.ipynb #6e148d1c
 def two_stage(body:Pyramid, # the backbone
               k:int, # classes, without the background
               anchors:np.ndarray, # widths and heights, pixels, shape (a, 2)
               shape:tuple, # height and width of the images
               masks:bool=False, # Mask R-CNN: masks as well
               hidden:int=128, # units of the second stage
-              proposals:int=100, # boxes that go on from the first stage
+              proposals:int=100, # boxes that go on from the first stage in training; at test three times as many
               at:float=.5, # IoU of non-maximum suppression of the second stage
              )->TwoStage:
     "Faster R-CNN, or Mask R-CNN, small, with anchors of one's own"
@@ -366,7 +366,7 @@ def two_stage(body:Pyramid, # the backbone
     def pool(side): return MultiScaleRoIAlign(['0'], side, 2)
     kw = dict(min_size=min(shape), max_size=max(shape), image_mean=[0.]*body.c_in, image_std=[1.]*body.c_in, size_divisible=body.stride*8,
               rpn_anchor_generator=gen, rpn_fg_iou_thresh=.6, rpn_batch_size_per_image=128, box_batch_size_per_image=64,
-              rpn_pre_nms_top_n_train=300, rpn_pre_nms_top_n_test=300, rpn_post_nms_top_n_train=proposals, rpn_post_nms_top_n_test=proposals,
+              rpn_pre_nms_top_n_train=300, rpn_pre_nms_top_n_test=1000, rpn_post_nms_top_n_train=proposals, rpn_post_nms_top_n_test=3*proposals,
               box_roi_pool=pool(5), box_head=TwoMLPHead(c*25, hidden), box_predictor=FastRCNNPredictor(hidden, k+1),
               box_score_thresh=.01, box_nms_thresh=at)
     if not masks: return TwoStage(FasterRCNN(body, **kw))
