@@ -135,7 +135,7 @@ def test_what_is_not_finished_in_time_says_so(cluster):
 
 
 def test_a_failure_and_deaths_cost_no_other_row(cluster, tmp_path):
-    found = S.sweep(partial(quadratic, folder=tmp_path), dict(lr=[8, -1, .1, 9, .2, .3], seed=[0, 1]), cluster)
+    found = S.sweep(partial(quadratic, folder=tmp_path), dict(lr=[8, -1, .1, 9, .2, .3], seed=[0, 1]), cluster, timeout=120)
     error = found.groupby('lr').error.agg(list)
     assert error[8] == error[.1] == error[.2] == error[.3] == ['', '']
     assert error[-1] == ['ValueError: a step backwards']*2

@@ -66,6 +66,7 @@ def processes(fn, # function of `args`, run once in each process
                 if time.monotonic() >= end: raise TimeoutError(f'{n} processes were ended: they had not finished after {timeout} s')
         finally:
             for p in running.processes: p.kill()
+            for p in running.processes: p.join(10)
         return [pickle.loads((folder/str(r)).read_bytes()) for r in range(n)]
 
 # %% ../../nbs/foundations/05_scaling.ipynb #30571e1c
