@@ -279,9 +279,9 @@ class AtHalf(nn.Module):
         self.net = net
     def forward(self, x): return F.interpolate(self.net(F.avg_pool3d(x, 2)), x.shape[2:], mode='trilinear')
 
-# %% ../../nbs/imaging/04_volumes.ipynb #40ab4436
+# %% ../../nbs/imaging/04_volumes.ipynb #01f63311
 def vnet3d(classes:int # with the background
-          )->nn.Module: # (n, 1, d, h, w) -> scores (n, classes, d, h, w); even sides
+          )->nn.Module: # (n, 1, d, h, w) -> scores (n, classes, d, h, w)
     "MONAI's V-Net at half the resolution"
     from monai.networks.nets import VNet
     with warnings.catch_warnings():
