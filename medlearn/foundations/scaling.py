@@ -13,7 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 import cloudpickle,dask,numpy as np,pandas as pd,psutil,torch,torch.nn.functional as F
 from accelerate.utils import InitProcessGroupKwargs
-from distributed import CancelledError,Client,LocalCluster,wait
+from distributed import Client,KilledWorker,LocalCluster,as_completed
 from torch import Tensor,nn
 from torch.distributed import TCPStore
 from torch.multiprocessing import spawn
@@ -152,8 +152,8 @@ def one_thread(fn, # function
 # %% ../../nbs/foundations/05_scaling.ipynb #01ec4819
 def local_cluster(workers:int=2 # processes
                  )->LocalCluster: # to be used in a `with`, or closed
-    "A Dask cluster on this computer: one thread a worker, reachable from here only; a death costs one retry"
-    with dask.config.set({'distributed.scheduler.allowed-failures': 1, 'distributed.scheduler.worker-saturation': 1.}):
+    "A Dask cluster on this computer: one thread a worker, reachable from here only"
+    with dask.config.set({'distributed.scheduler.allowed-failures': 0, 'distributed.scheduler.worker-saturation': 1.}):
         return LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, host='127.0.0.1', dashboard_address=None,
                             silence_logs=logging.CRITICAL)
 
@@ -165,17 +165,22 @@ def _attempt(fn, config):
     return config | got | dict(worker=os.getpid(), seconds=time.perf_counter() - start)
 
 # %% ../../nbs/foundations/05_scaling.ipynb #5e77e1ab
-def _settle(futures, timeout):
-    try: wait(futures, timeout) if futures else None
-    except (TimeoutError, CancelledError): pass
+def _collect(client, fn, configs, end):
+    futures,got = client.map(_attempt, [fn]*len(configs), configs, pure=False, batch_size=1),{}
+    left = max(end - time.monotonic(), 0)
+    try:
+        for f,r in as_completed(futures, with_results=True, raise_errors=False, timeout=left):
+            got[f.key] = r[1] if f.status == 'error' else r
+            f.release()
+    except TimeoutError: pass
+    client.cancel([f for f in futures if f.key not in got])
+    return [got.get(f.key) for f in futures]
 
 # %% ../../nbs/foundations/05_scaling.ipynb #c2d948c6
-def _row(future, config, timeout):
-    if future.status == 'finished': return future.result()
-    if future.status == 'pending': return config | dict(error=f'not finished after {timeout} s')
-    if future.status != 'error': return config | dict(error=f'{future.status}: the cluster went away')
-    e = future.exception()
-    return config | dict(error=f'{type(e).__name__}: {e}')
+def _row(got, config, timeout):
+    if isinstance(got, dict): return got
+    if got is None: return config | dict(error=f'not finished after {timeout} s')
+    return config | dict(error=f'{type(got).__name__}: {got}')
 
 # %% ../../nbs/foundations/05_scaling.ipynb #32bdc581
 def sweep(fn, # function of one configuration, `fn(lr=..., seed=...)`, that returns a dict of numbers
@@ -193,12 +198,11 @@ def sweep(fn, # function of one configuration, `fn(lr=..., seed=...)`, that retu
             raise ConnectionError(f'no Dask scheduler answers at {address}: start one there (`dask scheduler`, and `dask worker` for each '
                                   'machine), check the address, or leave it out for a cluster on this computer') from e
         stack.enter_context(client.as_current())
-        futures = client.map(_attempt, [fn]*len(configs), configs, pure=False, batch_size=1)
-        _settle(futures, timeout)
-        _settle([f for f in futures if f.status == 'lost'], min(timeout, 60))
-        rows = [_row(f, c, timeout) for f,c in zip(futures, configs)]
-        client.cancel(futures)
-    return pd.DataFrame(rows)
+        end = time.monotonic() + timeout
+        got = _collect(client, fn, configs, end)
+        for _,(i,c) in itertools.product(range(2), enumerate(configs)):
+            if isinstance(got[i], KilledWorker): got[i], = _collect(client, fn, [c], end)
+    return pd.DataFrame([_row(g, c, timeout) for g,c in zip(got, configs)])
 
 # %% ../../nbs/foundations/05_scaling.ipynb #a21cc016
 def cost(model:nn.Module, # any
