@@ -31,12 +31,12 @@ def mask_data(dataset:str, # as for `scans_from`
     if lost: raise DataError(f'{data.name}: no training mask has a pixel of {lost[0]!r}. Check the masks, or split by another seed.')
     return data
 
-# %% ../../nbs/imaging/03_segmentation.ipynb #8d4b6b33
-def score_masks(pred:np.ndarray, # class numbers, shape (n, h, w)
+# %% ../../nbs/imaging/03_segmentation.ipynb #0b096a28
+def score_masks(pred:np.ndarray, # class numbers, shape (n, *spatial)
                 data:MaskSet, # one split, with the truth
                )->pd.DataFrame: # one row per image and class other than the background
     "Pixels, Dice, IoU and Hausdorff distance of each image; in mm where the spacing is known, else in pixels"
-    if pred.shape != data.masks.shape: raise DataError(f'predictions of shape {pred.shape} for masks of shape {data.masks.shape}')
+    if pred.shape != data.masks.shape: raise DataError(f'{data.name}: predictions of shape {pred.shape}, the reference of {data.masks.shape}')
     rows = []
     for i,(p,t) in enumerate(zip(pred, data.masks)):
         who,mm = i if data.groups is None else data.groups[i], 1. if data.spacing is None else tuple(data.spacing[i])

@@ -7,7 +7,7 @@ __all__ = ['PLANES', 'slice_of', 'show_planes', 'respace', 'to_cube', 'lidc_volu
            'plot_bland_altman', 'slice_viewer', 'patch_size', 'patches', 'measure', 'means', 'unet3d', 'AtHalf',
            'vnet3d', 'SliceBySlice', 'unet25d', 'fit_volumes', 'segmenter', 'segment']
 
-# %% ../../nbs/imaging/04_volumes.ipynb #820ae324
+# %% ../../nbs/imaging/04_volumes.ipynb #fb96d236
 import io,itertools,math,warnings
 import numpy as np,pandas as pd,torch,torch.nn.functional as F
 from dataclasses import replace
@@ -16,9 +16,9 @@ from fastai.learner import Learner
 from ..data.annotations import MaskSet
 from ..data.images import ImageSet,Mask,lidc_masks,lidc_readings,split_by_group
 from ..data.scans import contours,window
-from ..foundations.evaluation import dice,hausdorff95,resample
+from ..foundations.evaluation import resample
 from ..foundations.training import EMA,one_cycle,tensor_loaders
-from .segmentation import MaskLoss,Padded,tiled
+from .segmentation import MaskLoss,Padded,score_masks,tiled
 from ..kit.fetch import DataError
 
 # %% ../../nbs/imaging/04_volumes.ipynb #f7592268
@@ -231,23 +231,16 @@ def patches(data:MaskSet, # volumes
     of = {k: v[rows] for k in ('split', 'groups', 'spacing') if (v := getattr(data, k)) is not None}
     return replace(data, images=images, masks=masks, table=None, instances=None, **of)
 
-# %% ../../nbs/imaging/04_volumes.ipynb #b211f5ff
+# %% ../../nbs/imaging/04_volumes.ipynb #111fb18e
 def measure(pred:np.ndarray, # class numbers, shape (n, d, h, w)
             data:MaskSet, # the reference: masks, spacing, patients
            )->pd.DataFrame: # one row for each volume and structure
     "Dice, Hausdorff distance and millilitres of each structure of each volume"
-    if pred.shape != data.masks.shape:
-        raise DataError(f'{data.name}: predictions have shape {pred.shape}, the reference {data.masks.shape}')
     if data.spacing is None: raise DataError(f'{data.name} has no spacing: without it there are no millilitres')
-    rows = []
-    for i,(p,t,mm) in enumerate(zip(pred, data.masks, data.spacing)):
-        for c,name in enumerate(data.classes[1:], 1):
-            a,b = p == c,t == c
-            far = min(hausdorff95(a, b, mm), float(np.linalg.norm(np.multiply(t.shape, mm))))
-            ml = np.prod(mm)/1000
-            who,same = i if data.groups is None else data.groups[i],float(dice(a[None], b[None])[0])
-            rows.append((who, name, same, far, a.sum()*ml, b.sum()*ml))
-    return pd.DataFrame(rows, columns=['patient', 'structure', 'dice', 'hd95_mm', 'ml', 'ml_reference'])
+    s,mm = score_masks(pred, data),np.asarray(data.spacing)
+    farthest,ml = np.linalg.norm(mm*pred.shape[1:], axis=1)[s.row],mm.prod(1)[s.row]/1000
+    return pd.DataFrame(dict(patient=s.patient, structure=s['class'], dice=s.dice, hd95_mm=np.minimum(s.hd95, farthest),
+                             ml=s.called*ml, ml_reference=s.pixels*ml))
 
 # %% ../../nbs/imaging/04_volumes.ipynb #3066e774
 def means(table:pd.DataFrame, # from `measure`
