@@ -13,8 +13,8 @@ from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
 from medlearn.data.images import ImageSet
-from medlearn.foundations.training import small_cnn, tensor_loaders
-from medlearn.imaging.generation import (Clusters, Critic, Generator, GradientPenalty, LiveSamples, Noise, check_classes, closeness, features,
+from medlearn.foundations.training import features, small_cnn, tensor_loaders
+from medlearn.imaging.generation import (Clusters, Critic, Generator, GradientPenalty, LiveSamples, Noise, check_classes, closeness,
                                          frechet, gallery, generate, halvings, manifold, picture_data, pixel_gaussian, play, signed, train_vae,
                                          train_wgan, walk, wgan, with_class)
 from medlearn.kit.fetch import DataError

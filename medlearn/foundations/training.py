@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['channels_first', 'TensorScan', 'TensorSet', 'check_set', 'moments', 'Normalise', 'lattice', 'Augment', 'Randomise',
            'pad_boxes', 'TensorLoader', 'TensorLoaders', 'to_tensors', 'tensor_loaders', 'small_cnn', 'class_weights',
-           'loss_for', 'SkipValidation', 'one_cycle', 'fit', 'predict', 'HalfPrecision', 'copied', 'EMA', 'KeepBest',
-           'Resume']
+           'loss_for', 'SkipValidation', 'one_cycle', 'fit', 'predict', 'features', 'HalfPrecision', 'copied', 'EMA',
+           'KeepBest', 'Resume']
 
 # %% ../../nbs/foundations/04_training.ipynb #94b92721
 import itertools,math,os,random
@@ -431,6 +431,20 @@ def predict(learn:Learner, # trained on a `TensorLoader`
         p = link(model(x))
         res.append((p + link(model(x.flip(-1))))/2 if mirror else p)
     return torch.cat(res).float().cpu().numpy()
+
+# %% ../../nbs/foundations/04_training.ipynb #f3a70002
+@torch.inference_mode()
+def features(learn:Learner, # trained on a `TensorLoader`; its model is a `Sequential` that ends in a linear layer
+             images:np.ndarray, # raw pixels, of the size it was trained on
+             bs:int=512, # images at once
+            )->np.ndarray: # float32, shape (n, d)
+    "What the last layer of a network is given"
+    x,want,dl = channels_first(images),tuple(learn.dls.train.x.shape[1:]),learn.dls.valid
+    if tuple(x.shape[1:]) != want:
+        size = lambda s: f'{"×".join(map(str, s[1:]))} pixels in {s[0]} channel' + 's'*(s[0] > 1)
+        raise DataError(f'images of {size(x.shape[1:])}, but the model was trained on {size(want)}: bring them to its size, for example with skimage.transform.resize')
+    body = learn.model.eval()[:-1]
+    return torch.cat([body(dl.prepare(b.to(dl.device))) for b in x.split(bs)]).float().cpu().numpy()
 
 # %% ../../nbs/foundations/04_training.ipynb #2ab4a8d1
 class HalfPrecision(MixedPrecision):

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['picture_data', 'check_classes', 'gallery', 'play', 'halvings', 'with_class', 'Generator', 'Critic', 'signed',
            'generate', 'Noise', 'GradientPenalty', 'LiveSamples', 'wgan', 'train_wgan', 'walk', 'train_vae',
-           'pixel_gaussian', 'features', 'frechet', 'manifold', 'Clusters', 'closeness']
+           'pixel_gaussian', 'frechet', 'manifold', 'Clusters', 'closeness']
 
-# %% ../../nbs/imaging/05_generation.ipynb #9a14c4b2
+# %% ../../nbs/imaging/05_generation.ipynb #d75195c1
 import math,re,warnings
 import numpy as np,torch,torch.nn.functional as F
 from dataclasses import replace
@@ -16,7 +16,6 @@ from fasttransform import ItemTransform
 from torch import Tensor,nn
 from fastai.callback.core import Callback
 from fastai.callback.schedule import *
-from fastai.learner import Learner
 from fastai.optimizer import Adam
 from fastai.vision.gan import FixedGANSwitcher,GANLearner,GANTrainer
 from ..data.images import ImageSet,images_from
@@ -332,18 +331,6 @@ def pixel_gaussian(data:ImageSet, # training images
         z = rng.normal(size=((labels == y).sum(), pca.n_components_))*np.sqrt(pca.explained_variance_)
         res[labels == y] = pca.inverse_transform(z).round().clip(0, 255).reshape(-1, *data.images.shape[1:])
     return res
-
-# %% ../../nbs/imaging/05_generation.ipynb #37712ef6
-@torch.no_grad()
-def features(learn:Learner, # classifier of `tensor_loaders`, ending in dropout and a linear layer
-             images:np.ndarray, # bytes, of the size it was trained on
-             bs:int=512, # images at once
-            )->np.ndarray: # float64, shape (n, d)
-    "What a classifier sees before it decides"
-    x,want = channels_first(images),tuple(learn.dls.train.x.shape[1:])
-    if tuple(x.shape[1:]) != want: raise DataError(f'images of shape {tuple(x.shape[1:])}, but the model was trained on {want}: resize them')
-    body,dl = learn.model.eval()[:-2],learn.dls.valid
-    return np.concatenate([body(dl.prepare(b.to(dl.device))).cpu().double().numpy() for b in x.split(bs)])
 
 # %% ../../nbs/imaging/05_generation.ipynb #56a12d80
 def frechet(a:np.ndarray, # features, shape (n, d)

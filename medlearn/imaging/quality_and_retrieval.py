@@ -4,21 +4,20 @@
 
 # %% auto #0
 __all__ = ['FAULTS', 'plain', 'degrade', 'faulty', 'quality_cnn', 'cuts_for', 'mean_interval', 'share_interval', 'sensitivity',
-           'features', 'knn_distance', 'mahalanobis', 'neighbours', 'retrieval', 'TwoViews', 'NTXent', 'vote', 'rigid',
-           'warp', 'residual', 'register', 'MotionNet', 'motion_error', 'Turned', 'volume_ratio', 'longest_diameter',
+           'knn_distance', 'mahalanobis', 'neighbours', 'retrieval', 'TwoViews', 'NTXent', 'vote', 'rigid', 'warp',
+           'residual', 'register', 'MotionNet', 'motion_error', 'Turned', 'volume_ratio', 'longest_diameter',
            'category', 'changes']
 
-# %% ../../nbs/imaging/06_quality_and_retrieval.ipynb #4da8e370
+# %% ../../nbs/imaging/06_quality_and_retrieval.ipynb #0f02944f
 import math
 import numpy as np,pandas as pd,torch,torch.nn.functional as F
 from dataclasses import replace
 from torch import Tensor,nn
 from fastai.callback.core import Callback
-from fastai.learner import Learner
 from ..data.images import ImageSet
 from ..data.phantom import backproject,project
 from ..foundations.evaluation import estimate,resample
-from ..foundations.training import channels_first,small_cnn
+from ..foundations.training import small_cnn
 from ..kit.fetch import DataError
 
 # %% ../../nbs/imaging/06_quality_and_retrieval.ipynb #8ef71f40
@@ -167,20 +166,6 @@ def sensitivity(says, # function: images -> probabilities, shape (n, kinds)
             found = says(degrade(data.images, name, s, seed))[:, k] > cuts[k]
             rows.append([name, s, *share_interval(found, data.groups)])
     return pd.DataFrame(rows, columns=['kind', 'strength', 'value', 'low', 'high'])
-
-# %% ../../nbs/imaging/06_quality_and_retrieval.ipynb #a7bc04db
-@torch.inference_mode()
-def features(learn:Learner, # trained; its model is a `Sequential` that ends in a linear layer
-             images:np.ndarray, # raw pixels, of the size it was trained on
-             bs:int=512, # images at once
-            )->np.ndarray: # float32, shape (n, d)
-    "What the network sees just before it answers"
-    x,want,dl = channels_first(images),tuple(learn.dls.train.x.shape[1:]),learn.dls.valid
-    if tuple(x.shape[1:]) != want:
-        size = lambda s: f'{"×".join(map(str, s[1:]))} pixels in {s[0]} channel' + 's'*(s[0] > 1)
-        raise DataError(f'images of {size(x.shape[1:])}, but the model was trained on {size(want)}: bring them to its size, for example with skimage.transform.resize')
-    body = learn.model.eval()[:-1]
-    return torch.cat([body(dl.prepare(b.to(dl.device))) for b in x.split(bs)]).float().cpu().numpy()
 
 # %% ../../nbs/imaging/06_quality_and_retrieval.ipynb #44372923
 def knn_distance(known:np.ndarray, # features of the training pictures, shape (n, d)
