@@ -9,10 +9,10 @@ from scipy.spatial.transform import Rotation
 from scipy.stats import binomtest
 
 from medlearn.data.images import ImageSet, check_leak, images_from
-from medlearn.foundations.evaluation import auroc
+from medlearn.foundations.evaluation import auroc, mean_interval
 from medlearn.foundations.training import features, fit, predict, small_cnn, tensor_loaders
 from medlearn.imaging.quality_and_retrieval import (FAULTS, MotionNet, NTXent, Turned, category, changes, cuts_for, degrade, faulty,
-                                                    knn_distance, longest_diameter, mahalanobis, mean_interval, motion_error, neighbours, plain,
+                                                    knn_distance, longest_diameter, mahalanobis, motion_error, neighbours, plain,
                                                     quality_cnn, register, residual, retrieval, rigid, sensitivity, share_interval, volume_ratio, vote, warp)
 from medlearn.kit.fetch import DataError
 

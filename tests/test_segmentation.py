@@ -1,5 +1,6 @@
 "Segmentation: losses, networks, scores by patient, tiles that equal the whole, objects that touch"
 import math, subprocess, sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np, pytest, torch
@@ -9,7 +10,7 @@ from torch import nn
 from medlearn.data.annotations import MaskSet
 from medlearn.foundations.networks import dice_loss
 from medlearn.foundations.training import EMA, Augment, one_cycle
-from medlearn.imaging.segmentation import (Crops, MaskLoss, Padded, UNet, by_patient, found, mask_data, mask_learner, matched, mean_dice,
+from medlearn.imaging.segmentation import (Crops, MaskLoss, Padded, UNet, best_cut, by_patient, decide, found, mask_data, mask_learner, matched, mean_dice,
                                            otsu_masks, pixel_masks, predict_masks, reach, score_masks, separate, tiled)
 from medlearn.kit.fetch import DataError
 
@@ -119,6 +120,19 @@ def test_scores_in_millimetres_by_patient():
     assert mean_dice(table)[0] == table.loc['a', 'disc'] and mean_dice(table, table) == (0, 0, 0)
     with pytest.raises(DataError, match='predictions of shape'): score_masks(pred[:2], data)
     with pytest.raises(DataError, match='nothing|anything'): mean_dice(table.loc[['b']])
+
+
+def test_the_cut_finds_the_prior_again():
+    data = discs().part('valid')
+    inside = np.where(data.masks > 0, .6, .3 + .25*np.random.default_rng(0).random(data.masks.shape))
+    prob = np.stack([1-inside, inside], 1).astype(np.float32)
+    assert (decide(prob) == prob.argmax(1)).all()
+    for odds in (-1, 0, 3):
+        z = np.log(inside/(1-inside)) + odds
+        moved = np.stack([1/(1+np.exp(z)), 1/(1+np.exp(-z))], 1)
+        cut = best_cut(moved, data)
+        assert abs(cut - odds) <= .5 and mean_dice(by_patient(score_masks(decide(moved, cut), data)))[0] > mean_dice(by_patient(score_masks(decide(moved, cut - 1), data)))[0]
+    with pytest.raises(DataError, match='no mask of the validation split'): best_cut(prob, replace(data, masks=data.masks*0))
 
 
 def test_found_counts_objects():

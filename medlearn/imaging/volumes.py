@@ -16,7 +16,7 @@ from fastai.learner import Learner
 from ..data.annotations import MaskSet
 from ..data.images import ImageSet,Mask,lidc_masks,lidc_readings,split_by_group
 from ..data.scans import contours,window
-from ..foundations.evaluation import resample
+from ..foundations.evaluation import mean_interval
 from ..foundations.training import EMA,one_cycle,tensor_loaders
 from .segmentation import MaskLoss,Padded,score_masks,tiled
 from ..kit.fetch import DataError
@@ -248,10 +248,7 @@ def means(table:pd.DataFrame, # from `measure`
           b:int=1000, # resamples
          )->pd.DataFrame: # one row a structure: value, low, high
     "Mean of each structure with its 95 % bootstrap interval over patients"
-    rows = {}
-    for s,t in table.groupby('structure', sort=False):
-        w,v = resample(t.patient.to_numpy(), b),t[what].to_numpy(float)
-        rows[s] = v.mean(), *np.quantile(w@v/w.sum(1), [.025, .975])
+    rows = {s: mean_interval(t[what], t.patient, b, 1) for s,t in table.groupby('structure', sort=False)}
     return pd.DataFrame(rows, index=[what, 'low', 'high']).T
 
 # %% ../../nbs/imaging/04_volumes.ipynb #00e4272e
