@@ -136,12 +136,13 @@ class MaskLoss(nn.Module):
                  dice:float=1., # weight of the Dice loss, the mean over the classes without the background
                  ce:float=1., # weight of the cross-entropy
                  eps:float=1., # pixels added above and below
+                 each:bool=False, # the Dice of each image, then their mean; else that of all images of the batch together
                 ):
         super().__init__()
-        self.dice,self.ce,self.eps = dice,ce,eps
+        self.dice,self.ce,self.eps,self.each = dice,ce,eps,each
     def soft_dice(self, logits, targ):
         p,t = logits.softmax(1)[:, 1:],F.one_hot(targ, logits.shape[1]).movedim(-1, 1)[:, 1:]
-        axes = (0, *range(2, p.ndim))
+        axes = (*([] if self.each else [0]), *range(2, p.ndim))
         return 1 - ((2*(p*t).sum(axes) + self.eps)/(p.sum(axes) + t.sum(axes) + self.eps)).mean()
     def forward(self, logits, targ):
         if logits.shape[2:] != targ.shape[1:]: raise ValueError(f'logits of shape {tuple(logits.shape)} for masks of shape {tuple(targ.shape)}')
