@@ -54,6 +54,8 @@ def test_axes_of_images_and_volumes():
                         (5, 9, 28, 30, 2): (5, 2, 9, 28, 30)}.items():
         assert channels_first(np.zeros(shape, np.uint8)).shape == want
     with pytest.raises(DataError, match=r'\(n, h, w\)'): channels_first(np.zeros((4, 4), np.uint8))
+    x = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    assert (channels_first(x[:, ::-1])[:, 0].numpy() == x[:, ::-1]).all()
 
 
 @settings(max_examples=20, deadline=None)

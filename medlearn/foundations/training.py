@@ -39,7 +39,7 @@ def channels_first(images:np.ndarray # shape (n, h, w), (n, h, w, c), (n, d, h, 
     "Images or volumes as PyTorch wants them; a last axis of at most 4 is colour"
     if images.ndim not in (3, 4, 5) or images.ndim == 5 and images.shape[-1] > 4:
         raise DataError(f'images of shape {images.shape}: give (n, h, w) or (n, d, h, w), colours last')
-    x = torch.as_tensor(images)
+    x = torch.as_tensor(np.ascontiguousarray(images))
     return x.movedim(-1, 1).contiguous() if x.ndim == 5 or x.ndim == 4 and x.shape[-1] <= 4 else x[:, None]
 
 # %% ../../nbs/foundations/04_training.ipynb #5ab0ddd8
@@ -311,7 +311,7 @@ def to_tensors(data:ImageSet, # one split
     "Images and targets of a data set as tensors"
     if kind == 'boxes': y = pad_boxes(data.boxes, data.labels)
     else: y = data.masks if kind == 'mask' else data.labels,
-    as_float = kind in ('multi', 'value')
+    as_float,y = kind in ('multi', 'value'),map(np.ascontiguousarray, y)
     y = [torch.as_tensor(t) if t.dtype == np.float32 else torch.as_tensor(t, dtype=torch.float32 if as_float else torch.int64) for t in y]
     return TensorSet(channels_first(data.images), *y, kind=kind, vocab=data.classes)
 
