@@ -12,13 +12,13 @@ from pathlib import Path
 from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
-from .images import show_images,split_by_group
+from .images import Splits,show_images,split_by_group
 from .scans import as_slices,contours,paired,read_nifti,read_nrrd,window
 from ..kit.fetch import DataError,card,digest_of,fetch,load,load_npz,read_member,used
 
 # %% ../../nbs/data/08_annotations.ipynb #64d5d12c
 @dataclass(eq=False)
-class MaskSet:
+class MaskSet(Splits):
     "Images with masks, with boxes, or with both; with a split, and patients where the source names them"
     images: np.ndarray # uint8, shape (n, h, w), (n, h, w, 3) or (n, d, h, w)
     masks: np.ndarray # uint8 class numbers, shape (n, h, w) or (n, d, h, w); None where there are boxes only
@@ -54,9 +54,6 @@ class MaskSet:
     def __len__(self): return len(self.images)
 
     @property
-    def splits(self)->list: return [s for s in ('train', 'valid', 'test') if (self.split == s).any()]
-
-    @property
     def colour(self)->bool: return self.images.ndim == 4 and self.images.shape[-1] == 3
 
     @property
@@ -75,11 +72,6 @@ class MaskSet:
         some = {k: v[idx] for k,v in some.items() if v is not None}
         some |= {k: [v[i] for i in idx] for k in ('boxes', 'labels') if (v := getattr(self, k)) is not None}
         return replace(self, **some, table=None if self.table is None else self.table.iloc[idx].reset_index(drop=True))
-
-    def part(self, split)->'MaskSet':
-        "One split: train, valid or test"
-        if split in self.splits: return self.take(self.split == split)
-        raise DataError(f'{self.name} has no split {split!r}: take {", ".join(self.splits)}.')
 
     def picture(self, i)->tuple: # image, and mask or None; of a volume the slice with most of the mask
         "What is shown of one image"

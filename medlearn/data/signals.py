@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np,pandas as pd
 from scipy.ndimage import maximum_filter1d,uniform_filter1d
 from scipy.signal import butter,find_peaks,iirnotch,resample_poly,sosfilt,sosfilt_zi,sosfiltfilt,tf2sos
-from .images import split_by_group
+from .images import Splits,split_by_group
 from ..kit.fetch import DataError,card,digest_of,fetch,read_member,used
 
 # %% ../../nbs/data/03_signals.ipynb #4f7b0223
 @dataclass(eq=False)
-class Signals:
+class Signals(Splits):
     "Records in millivolts and seconds, with their patients and what is known about them"
     mv: list # one float32 array of shape (leads, samples) for each record, in millivolts
     rate: float # samples a second, Hz
@@ -71,11 +71,6 @@ class Signals:
         some = {k: [v[i] for i in idx] for k in ('mv', 'peaks', 'symbols') if (v := getattr(self, k)) is not None}
         some |= {k: v[idx] for k in ('groups', 'labels', 'split') if (v := getattr(self, k)) is not None}
         return replace(self, **some, table=None if self.table is None else self.table.iloc[idx].reset_index(drop=True))
-
-    def part(self, split)->'Signals':
-        "One split: train, valid or test"
-        if self.split is not None and (self.split == split).any(): return self.take(self.split == split)
-        raise DataError(f'{self.name} has no split {split!r}: it has {sorted(set(self.split)) if self.split is not None else "none"}.')
 
     def at_rate(self, rate:float, # Hz, what the model was trained at
                 change:bool=False, # resample where the rate differs

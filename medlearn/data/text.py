@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 import numpy as np,pandas as pd
-from .images import check_leak,split_by_group
+from .images import Splits,check_leak,split_by_group
 from ..kit.fetch import DataError,card,digest_of,fetch,read_member,used
 
 # %% ../../nbs/data/04_text.ipynb #14101274
@@ -44,7 +44,7 @@ def indiana_table()->pd.DataFrame: # comparison, indication, findings, impressio
 
 # %% ../../nbs/data/04_text.ipynb #fd15be3d
 @dataclass(eq=False)
-class Reports:
+class Reports(Splits):
     "Texts with labels, patients and a split"
     ids: np.ndarray # name of each report, str, shape (n,)
     text: np.ndarray # str, shape (n,)
@@ -54,9 +54,6 @@ class Reports:
     name: str # where they come from
     groups: np.ndarray # patient of each report, shape (n,)
     table: pd.DataFrame = None # one row per report, where there is more to know
-
-    @property
-    def splits(self)->list: return [s for s in ('train', 'valid', 'test') if (self.split == s).any()]
 
     @property
     def multilabel(self)->bool: return self.labels.ndim == 2
@@ -72,11 +69,6 @@ class Reports:
         idx = np.arange(len(self))[idx]
         some = {k: getattr(self, k)[idx] for k in ('ids', 'text', 'labels', 'split', 'groups')}
         return replace(self, **some, table=None if self.table is None else self.table.iloc[idx].reset_index(drop=True))
-
-    def part(self, split)->'Reports':
-        "One split: train, valid or test"
-        if split not in self.splits: raise DataError(f'{self.name} has no split {split!r}: take {", ".join(self.splits)}')
-        return self.take(self.split == split)
 
     def summary(self)->pd.DataFrame: # one row per split
         "Reports, patients and reports of each class, by split"

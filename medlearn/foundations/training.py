@@ -311,8 +311,8 @@ def to_tensors(data:ImageSet, # one split
     "Images and targets of a data set as tensors"
     if kind == 'boxes': y = pad_boxes(data.boxes, data.labels)
     else: y = data.masks if kind == 'mask' else data.labels,
-    as_float,y = kind in ('multi', 'value'),map(np.ascontiguousarray, y)
-    y = [torch.as_tensor(t) if t.dtype == np.float32 else torch.as_tensor(t, dtype=torch.float32 if as_float else torch.int64) for t in y]
+    as_float = kind in ('multi', 'value')
+    y = [torch.as_tensor(t) if t.dtype == np.float32 else torch.as_tensor(t, dtype=torch.float32 if as_float else torch.int64) for t in map(np.ascontiguousarray, y)]
     return TensorSet(channels_first(data.images), *y, kind=kind, vocab=data.classes)
 
 # %% ../../nbs/foundations/04_training.ipynb #a737e4ca

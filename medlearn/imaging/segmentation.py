@@ -92,7 +92,7 @@ def pixel_features(images:np.ndarray # shape (n, h, w) or (n, h, w, 3)
     def of(x): return np.stack([gaussian_filter(x, s) for s in (0, 1, 2, 4, 8)] + [gaussian_gradient_magnitude(x, s) for s in (1, 2)], -1)
     return np.stack([of(i) for i in grey(images)])
 
-# %% ../../nbs/imaging/03_segmentation.ipynb #bdc8e241
+# %% ../../nbs/imaging/03_segmentation.ipynb #b37d9cd4
 def decide(prob:np.ndarray, # class probabilities, shape (n, classes, *spatial)
            more:float=0, # evidence wanted to leave the background, as the logarithm of the odds
           )->np.ndarray: # class numbers, uint8, shape (n, *spatial)
@@ -101,6 +101,7 @@ def decide(prob:np.ndarray, # class probabilities, shape (n, classes, *spatial)
     z[:, 0] += more
     return z.argmax(1).astype(np.uint8)
 
+# %% ../../nbs/imaging/03_segmentation.ipynb #4afc73a6
 def best_cut(prob:np.ndarray, # class probabilities of the validation split, shape (n, classes, *spatial)
              data:MaskSet, # the validation split
              cuts=np.arange(-2, 8.1, .5), # values of `more` to try
