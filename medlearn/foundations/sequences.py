@@ -50,10 +50,15 @@ class SequenceSet(TensorSet):
     def new(self, x, *y): return type(self)(x, *y, kind=self.kind, vocab=self.vocab)
     def take(self, rows): return self.new(*(t[torch.as_tensor(rows, device=t.device)] for t in (self.x, *self.y)))
 
-# %% ../../nbs/foundations/06_sequences.ipynb #2e691482
+# %% ../../nbs/foundations/06_sequences.ipynb #2cfdfa77
 class SequenceLoader(TensorLoader):
     "`TensorLoader` whose training batches hold sequences of similar length"
-    def __init__(self, dataset, bs=64, shuffle=False, **kw):
+    def __init__(self,
+                 dataset:SequenceSet, # padded sequences
+                 bs:int=64, # sequences in a batch
+                 shuffle:bool=False, # a new order each epoch, similar lengths together
+                 **kw, # for `TensorLoader`
+                ):
         super().__init__(dataset, bs, shuffle, **kw)
         self._n_inp = 2
     def get_idxs(self):
@@ -187,10 +192,10 @@ class Transformer(nn.Module):
         for block in self.blocks: block.keep,block.weights = on,None
         return self
 
-# %% ../../nbs/foundations/06_sequences.ipynb #ed717172
+# %% ../../nbs/foundations/06_sequences.ipynb #e5c36a12
 class Last(nn.Module):
     "The state after the last real step; of two directions, where each of them ends"
-    def __init__(self, body): 
+    def __init__(self, body):
         super().__init__()
         self.both = body.both
     def forward(self, h, lengths):
@@ -208,10 +213,10 @@ class Max(nn.Module):
     "The largest value of each number over the real steps"
     def forward(self, h, lengths): return h.masked_fill(~real_steps(lengths, h.shape[1])[..., None], -torch.inf).amax(1)
 
-# %% ../../nbs/foundations/06_sequences.ipynb #f14ed2c7
+# %% ../../nbs/foundations/06_sequences.ipynb #4dbb5644
 class Attend(nn.Module):
     "A mean over the real steps whose weights are learned; they stay in `weights`, shape (n, longest)"
-    def __init__(self, width): 
+    def __init__(self, width):
         super().__init__()
         self.score,self.weights = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1)),None
     def forward(self, h, lengths):
