@@ -44,7 +44,7 @@ def made():
 def learned(made):
     _, plan, w = made
     torch.manual_seed(0)
-    return M.train_forecaster(plan, w['train'], w['valid'], 'gru', width=16, epochs=3, bs=64, device='cpu')
+    return M.train_forecaster(plan, w['train'], w['valid'], 'gru', width=16, epochs=12, bs=16, device='cpu')
 
 
 # Windows

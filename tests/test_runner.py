@@ -252,6 +252,13 @@ def test_a_dataset_is_a_card_or_an_absolute_path(tmp_path):
         assert says in str(e.value)
 
 
+def test_other_paths_count_from_where_the_command_was_typed(tmp_path):
+    chapter(tmp_path/'nbs', 'imaging/01_data', params=PARAMS + 'external = ""')
+    got = lambda value: plan(params=dict(external=value), folder=tmp_path/'nbs', cwd=tmp_path/'here')[0].given['external']
+    assert [got(v) for v in ('../ecg/100', './100', 'resnet18', 'a/b', '')] == [str(tmp_path/'ecg/100'), str(tmp_path/'here/100'), 'resnet18', 'a/b', '']
+    assert got('~/ecg') == str(Path.home()/'ecg')
+
+
 number = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
 
 

@@ -248,7 +248,7 @@ def test_share_of_attention_by_hand():
     assert v[0] == pytest.approx([3/63, 3/63]) and v[1] == pytest.approx([1, 3/63]) and np.isnan(v[2]).all()
     assert E.attention_share(s, [even]*3, 16, 'NV', within=20)[:, 1].tolist() == [1]*3
     n = E.attention_share(s, [even, at, even], 16, 'N', within=.3, away=3.7)
-    assert n[0] == pytest.approx([7/63, 7/63]) and n[1, 0] == 0 and n[2] == pytest.approx([10/63, 10/63])
+    assert n[0] == pytest.approx([8/63, 8/63]) and n[1, 0] == 0 and n[2] == pytest.approx([11/63, 11/63])
     assert np.isnan(E.attention_share(s, [even]*3, 16, 'N', away=5)[0]).all()
 
 

@@ -338,7 +338,7 @@ def test_ncbi_is_learned_a_little_from_a_part():
     train, test = read_iob(NER/'train.tsv')[:400], read_iob(NER/'test.tsv')[:200]
     vocab, tags = Vocab([[w.lower() for w in s.tokens] for s in train], 2), S.tag_names(train)
     sets = [S.tag_set(x, vocab, tags) for x in (train[:300], train[300:], test)]
-    learn = S.fit_tagger(build('lstm', vocab, tags), *sets[:2], 6, 2e-2, 16, 'cpu')
+    learn = S.fit_tagger(build('lstm', vocab, tags), *sets[:2], 12, 1e-2, 8, 'cpu')
     assert entity_f1([s.tags for s in test], S.tags_of(learn, sets[2])).loc['all', 'F1'] > .2
 
 

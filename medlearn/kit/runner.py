@@ -126,12 +126,12 @@ class Job:
         "Where its record and notebook go"
         return f'{self.chapter}/{self.profile}' + ('' if self.seed is None else f'-seed{self.seed}')
 
-# %% ../../nbs/kit/03_runner.ipynb #67f3cae6
+# %% ../../nbs/kit/03_runner.ipynb #cd4d0a5c
 def plan(names=(), # chapters and parts; empty: everything
          profile:str='smoke', # "smoke" or "full"
          seeds=(), # empty: each chapter's own
          params:dict=None, # name -> text, as typed; every chosen chapter must declare every name
-         cwd:Path='.', # where a relative path in `dataset` counts from
+         cwd:Path='.', # where a relative path counts from: in `dataset`, and in others that begin with ./, ../ or ~
          folder:Path=None, # notebooks; default: the course's own
         )->list: # of `Job`
     "Work out what to run, refusing what no chapter declares"
@@ -146,7 +146,7 @@ def plan(names=(), # chapters and parts; empty: everything
             work.append(Job(name, str(found[name]), profile, seed, each, defaults | each))
     return work
 
-# %% ../../nbs/kit/03_runner.ipynb #cf86d505
+# %% ../../nbs/kit/03_runner.ipynb #119be1b7
 def _given(chapter, key, text, defaults, cwd):
     "The value of one parameter of one chapter"
     if key in ('profile', 'seed'): raise WrongUsage(f'-p {key}={text}: {key} has an option of its own, --{key} {text}')
@@ -154,10 +154,12 @@ def _given(chapter, key, text, defaults, cwd):
         near = nearest(key, defaults.keys() - {'profile', 'seed'}) or 'none but profile and seed'
         raise WrongUsage(f'-p {key}={text}: {chapter} has no parameter {key!r}; nearest: {near}')
     if key == 'dataset': return text if text == defaults[key] else dataset_path(text, cwd)
-    try: return parse(text, defaults[key])
+    try: value = parse(text, defaults[key])
     except (ValueError, KeyError, SyntaxError):
         kind = type(defaults[key]).__name__
         raise WrongUsage(f'-p {key}={text}: {chapter} expects {kind}, like {defaults[key]!r}') from None
+    path = isinstance(value, str) and value.startswith(('./', '../', '~'))
+    return os.path.abspath(Path(cwd)/Path(value).expanduser()) if path else value
 
 # %% ../../nbs/kit/03_runner.ipynb #4626ee4a
 def write_whole(path:Path, # where to
