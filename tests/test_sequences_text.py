@@ -347,13 +347,13 @@ def test_ncbi_is_learned_a_little_from_a_part():
 def test_chapter_runs_on_a_csv(tmp_path):
     said = {'normal': 'The heart is normal . lungs are clear', 'opacity': 'There is an opacity in the left base', 'fracture': 'Healing fracture of a rib'}
     rng = np.random.default_rng(0)
-    rows = [(f'r{i}', ' '.join([said[k], f'view {i}', *rng.choice(['seen', 'today', 'again', 'chest'], rng.integers(0, 12))]), k) for i in range(40) for k in said]
+    rows = [(f'r{i}{k}', ' '.join([said[k], f'view {i}', *rng.choice(['seen', 'today', 'again', 'chest'], rng.integers(0, 12))]), k) for i in range(40) for k in said]
     lines = ['id,text,label'] + [f'{a},"{b}",{c}' for a, b, c in rows]
     (tmp_path/'my.csv').write_text('\n'.join(lines))
     part = tmp_path/'nbs'/'sequences'
     part.mkdir(parents=True)
     notebook = (root/'nbs'/'sequences'/'04_text.ipynb').read_text(encoding='utf-8')
-    for now, small in {'lm_epochs=2, epochs=3': 'lm_epochs=1, epochs=1', 'few_epochs=8': 'few_epochs=1', 'sentences=600, ner_epochs=4': 'sentences=120, ner_epochs=1', 'draws=300': 'draws=50'}.items():
+    for now, small in {'lm_epochs=3, epochs=2': 'lm_epochs=1, epochs=1', 'few_epochs=6': 'few_epochs=1', 'sentences=400, ner_epochs=6': 'sentences=120, ner_epochs=1', 'draws=300': 'draws=50'}.items():
         assert now in notebook
         notebook = notebook.replace(now, small)
     (part/'04_text.ipynb').write_text(notebook, encoding='utf-8')
