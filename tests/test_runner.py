@@ -166,7 +166,8 @@ def test_a_run_cut_short_is_resumed(tmp_path, sig):
     chapter(nbs, 'imaging/01_short', claim(True))
     chapter(nbs, 'imaging/02_endless', SLEEPS, params=params)
     command = [*MEDLEARN, 'run', '--nbs', str(nbs), '--out', str(out), '--jobs', '2']
-    proc = subprocess.Popen(command, env=os.environ | dict(TMPDIR=str(tmp)), start_new_session=True,
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) # a shell's background job ignores it, and so would its children
+    proc = subprocess.Popen(command, env=os.environ | dict(TMPDIR=str(tmp)), start_new_session=True, preexec_fn=heard,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     pids = tmp_path/'pids'
     wait_for(lambda: (out/'results.json').exists() and pids.exists() and pids.read_text().count(' '))
