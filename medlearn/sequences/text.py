@@ -152,7 +152,7 @@ def fit_reader(net:nn.Module, # (codes, lengths) -> (n, classes)
     learn = Learner(dls, net.to(dls.device), loss_func=sequence_loss(train.kind), wd=1e-2)
     return one_cycle(learn, epochs, lr, watch, cbs=KeepBest(), validate=True)
 
-# %% ../../nbs/sequences/04_text.ipynb #69982f93
+# %% ../../nbs/sequences/04_text.ipynb #9c25a320
 class Clinical(nn.Module):
     "A Hugging Face encoder as a body over padded codes"
     def __init__(self,
@@ -161,7 +161,7 @@ class Clinical(nn.Module):
         super().__init__()
         try: from transformers import AutoModel,AutoTokenizer
         except ImportError: raise DataError(f'pretrained={name!r} needs the package transformers. Install it (pip install transformers), or leave pretrained empty.') from None
-        try: self.tokenizer,self.net = AutoTokenizer.from_pretrained(name),AutoModel.from_pretrained(name)
+        try: self.tokenizer,self.net = AutoTokenizer.from_pretrained(name),AutoModel.from_pretrained(name, weights_only=True)
         except (OSError, ValueError, KeyError) as e:
             why = (str(e).strip().splitlines() or [type(e).__name__])[0]
             raise DataError(f'pretrained={name!r} is not a folder with a model, nor a name that can be had from here: {why} '
