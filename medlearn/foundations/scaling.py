@@ -14,6 +14,7 @@ from pathlib import Path
 import cloudpickle,dask,numpy as np,pandas as pd,psutil,torch,torch.nn.functional as F
 from accelerate.utils import InitProcessGroupKwargs
 from distributed import Client,KilledWorker,LocalCluster,as_completed
+from distributed.comm.addressing import parse_host_port
 from torch import Tensor,nn
 from torch.distributed import TCPStore
 from torch.multiprocessing import spawn
@@ -193,7 +194,9 @@ def sweep(fn, # function of one configuration, `fn(lr=..., seed=...)`, that retu
     configs = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
     with ExitStack() as stack:
         if address is None: address = stack.enter_context(local_cluster(workers))
-        try: client = stack.enter_context(Client(address, timeout=min(timeout, 5), set_as_default=False))
+        try:
+            if isinstance(address, str): socket.create_connection(parse_host_port(address.split('://')[-1]), 5).close()
+            client = stack.enter_context(Client(address, timeout=min(timeout, 5), set_as_default=False))
         except (OSError, ValueError) as e:
             raise ConnectionError(f'no Dask scheduler answers at {address}: start one there (`dask scheduler`, and `dask worker` for each '
                                   'machine), check the address, or leave it out for a cluster on this computer') from e
