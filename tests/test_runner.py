@@ -158,7 +158,7 @@ def test_time_limit_ends_the_whole_tree(tmp_path):
 
 
 @posix
-@pytest.mark.parametrize('sig', ['SIGKILL', 'SIGINT'])
+@pytest.mark.parametrize('sig', ['SIGKILL', 'SIGTERM', 'SIGINT'])
 def test_a_run_cut_short_is_resumed(tmp_path, sig):
     nbs, out, tmp = tmp_path/'nbs', tmp_path/'out', tmp_path/'tmp'
     tmp.mkdir()

@@ -7,7 +7,7 @@ __all__ = ['app', 'data', 'list_chapters', 'show_results', 'run', 'data_list', '
            'requirements', 'lacking', 'ailments', 'doctor', 'main']
 
 # %% ../../nbs/kit/07_cli.ipynb #5be4c79f
-import os,sys
+import os,signal,sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -143,6 +143,7 @@ def run(chapter:_Chapters=None, # names; none: all
     work = runner.plan(chapter or (), profile, seed or (), params, folder=nbs)
     out = runner.run_folder(out, resume)
     kept = {job.stem for job in work if resume and runner.finished(job, out)}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with _follow(_console(), len(work), kept) as tell: rows = runner.run(work, out, jobs, timeout, resume, tell)
     except KeyboardInterrupt:
