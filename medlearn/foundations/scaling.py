@@ -195,7 +195,7 @@ def sweep(fn, # function of one configuration, `fn(lr=..., seed=...)`, that retu
     with ExitStack() as stack:
         if address is None: address = stack.enter_context(local_cluster(workers))
         try:
-            if isinstance(address, str): socket.create_connection(parse_host_port(address.split('://')[-1]), 5).close()
+            if isinstance(address, str) and not address.startswith('inproc:'): socket.create_connection(parse_host_port(address), min(timeout, 5)).close()
             client = stack.enter_context(Client(address, timeout=min(timeout, 5), set_as_default=False))
         except (OSError, ValueError) as e:
             raise ConnectionError(f'no Dask scheduler answers at {address}: start one there (`dask scheduler`, and `dask worker` for each '
