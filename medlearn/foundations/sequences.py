@@ -42,7 +42,7 @@ class SequenceSet(TensorSet):
             if len(t) != len(x): raise DataError(f'{len(x)} sequences and {len(t)} {what}. Give one for each.')
         super().__init__(x, self.sizes.clone(), *y, kind=kind, vocab=vocab, split_idx=split_idx)
     def __getitem__(self, i):
-        longest = int(torch.as_tensor(self.sizes[i]).max())
+        longest = int(torch.as_tensor(self.sizes[i.cpu() if isinstance(i, Tensor) else i]).max())
         x,n,*y = super().__getitem__(i)
         return x[..., :longest, :] if self.x.ndim == 3 else x[..., :longest], n, *(t[..., :longest] if self.kind == 'tags' else t for t in y)
     @property

@@ -276,8 +276,8 @@ def residual(motion:Tensor, # what happened, shape (n, 4, 4)
              at:Tensor=None, # where it matters, mm from the centre of the picture, shape (n, 3); default the centre
             )->pd.DataFrame: # columns mm and degrees
     "What a registration leaves: the way of the lesion in mm, and the rotation in degrees"
-    left = (motion.double() @ found.double())
-    p = torch.zeros(len(left), 3, dtype=torch.double) if at is None else at.double()
+    left = motion.cpu().double() @ found.cpu().double()
+    p = torch.zeros(len(left), 3, dtype=torch.double) if at is None else at.cpu().double()
     way = (left[:, :3, :3] @ p[..., None])[..., 0] + left[:, :3, 3] - p
     skew = left[:, :3, :3] - left[:, :3, :3].mT
     sine = (skew**2).sum((1, 2)).div(8).sqrt()
