@@ -8,9 +8,9 @@ READY := .venv/.ready
 course: $(READY)
 	$(BIN)/medlearn run --profile smoke
 
-# Every chapter by the rules of a GPU, where there is none: tests/pretended_gpu/rules.py says which.
+# The chapters that train, by the rules of a GPU, where there is none: tests/pretended_gpu/rules.py says which rules.
 pretend-gpu: $(READY)
-	PYTHONPATH=tests/pretended_gpu $(BIN)/medlearn run --profile smoke --jobs 2
+	PYTHONPATH=tests/pretended_gpu $(BIN)/medlearn run foundations imaging sequences --profile smoke --jobs 2
 
 test: $(READY)
 	$(BIN)/python -m pytest
