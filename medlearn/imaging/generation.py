@@ -5,15 +5,17 @@
 # %% auto #0
 __all__ = ['picture_data', 'check_classes', 'gallery', 'play', 'halvings', 'with_class', 'Generator', 'Critic', 'signed',
            'generate', 'Noise', 'GradientPenalty', 'LiveSamples', 'wgan', 'train_wgan', 'walk', 'train_vae',
-           'pixel_gaussian', 'frechet', 'manifold', 'Clusters', 'closeness']
+           'NoisyBlock', 'Diffusion', 'train_diffusion', 'pixel_gaussian', 'frechet', 'manifold', 'Clusters',
+           'closeness']
 
-# %% ../../nbs/imaging/05_generation.ipynb #d75195c1
+# %% ../../nbs/imaging/05_generation.ipynb #4f11f8cf
 import math,re,warnings
 import numpy as np,torch,torch.nn.functional as F
 from dataclasses import replace
 from functools import partial
 from fasttransform import ItemTransform
 from torch import Tensor,nn
+from torch.optim.swa_utils import AveragedModel,get_ema_multi_avg_fn
 from fastai.callback.core import Callback
 from fastai.callback.schedule import *
 from fastai.optimizer import Adam
@@ -314,6 +316,89 @@ def train_vae(data:ImageSet, # training images
         opt.step()
         plan.step()
     return gen.eval()
+
+# %% ../../nbs/imaging/05_generation.ipynb #3d6fe950
+class NoisyBlock(nn.Module):
+    "Two convolutions that are told how much is noise, and a way around them"
+    def __init__(self,
+                 i:int, # channels in, a multiple of 8
+                 o:int, # channels out, likewise
+                 told:int, # numbers that tell it
+                ):
+        super().__init__()
+        def conv(i, o): return nn.Sequential(nn.GroupNorm(8, i), nn.SiLU(), nn.Conv2d(i, o, 3, padding=1))
+        self.first,self.second,self.told,self.around = conv(i, o),conv(o, o),nn.Linear(told, o),nn.Conv2d(i, o, 1)
+    def forward(self, x:Tensor, # shape (n, i, h, w)
+                told:Tensor, # shape (n, told)
+               )->Tensor: # shape (n, o, h, w)
+        return self.around(x) + self.second(self.first(x) + self.told(told)[..., None, None])
+
+# %% ../../nbs/imaging/05_generation.ipynb #90647ea1
+class Diffusion(nn.Module):
+    "A U-Net that sees how an image turns into noise, and draws by turning back step by step (Song et al. 2021)"
+    def __init__(self,
+                 side:int, # of the image, pixels
+                 c:int=1, # channels of the image
+                 classes:int=0, # that can be asked for; 0: none
+                 width:int=32, # channels of the first level, a multiple of 8; twice as many at each smaller side
+                 steps:int=20, # from noise to image
+                ):
+        super().__init__()
+        ch,e = [width*2**t for t in range(halvings(side)[1])],4*width
+        self.side,self.c,self.classes,self.latent,self.steps = side,c,classes,c*side**2,steps
+        self.told = nn.Sequential(nn.Linear(16 + classes, e), nn.SiLU(), nn.Linear(e, e), nn.SiLU())
+        self.stem = nn.Conv2d(4*c, width, 3, padding=1)
+        self.down = nn.ModuleList(NoisyBlock(i, o, e) for i,o in zip([width, *ch], ch))
+        self.middle = NoisyBlock(ch[-1], ch[-1], e)
+        self.up = nn.ModuleList(NoisyBlock(i + o, o, e) for i,o in zip([ch[-1], *ch[::-1]], ch[::-1]))
+        self.head = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, 4*c, 3, padding=1))
+    def velocity(self, x:Tensor, # image and noise, shape (n, c, side, side)
+                 angle:Tensor, # from 0, all image, to π/2, all noise; shape (n,)
+                 onehot:Tensor, # class, shape (n, classes)
+                )->Tensor: # shape (n, c, side, side)
+        "Where the image is going, as a function of the angle"
+        waves,skips = angle[:, None]*torch.arange(1, 9, device=x.device),[]
+        told = self.told(torch.cat([waves.cos(), waves.sin(), onehot], 1))
+        x = self.stem(F.pixel_unshuffle(x, 2))
+        for k,block in enumerate(self.down): skips.append(x := block(F.avg_pool2d(x, 2) if k else x, told))
+        x = self.middle(x, told)
+        for k,block in enumerate(self.up): x = block(torch.cat([F.interpolate(x, scale_factor=2) if k else x, skips.pop()], 1), told)
+        return F.pixel_shuffle(self.head(x), 2)
+    def forward(self, z:Tensor # noise, and the class as ones and zeros; shape (n, latent + classes)
+               )->Tensor: # shape (n, c, side, side)
+        x,onehot = z[:, :self.latent].view(-1, self.c, self.side, self.side),z[:, self.latent:]
+        way = torch.linspace(math.pi/2, 0, self.steps + 1).tolist()
+        for a,b in zip(way, way[1:]):
+            v = self.velocity(x, torch.full((len(x),), a, device=x.device), onehot)
+            clean,noise = (math.cos(a)*x - math.sin(a)*v).clamp(-1, 1),math.sin(a)*x + math.cos(a)*v
+            x = math.cos(b)*clean + math.sin(b)*noise
+        return x
+
+# %% ../../nbs/imaging/05_generation.ipynb #ca04aa67
+def train_diffusion(data:ImageSet, # training images
+                    batches:int, # how long
+                    width:int=32, # of the network
+                    steps:int=20, # from noise to image when it draws
+                    lr:float=2e-3, # largest step of the one-cycle schedule
+                    bs:int=32, # images in a batch
+                    device='cpu', # where to train
+                   )->Diffusion: # trained, its weights averaged over the last tenth or so
+    "Train a conditional diffusion model"
+    x,y,k = signed(data.images, device),torch.as_tensor(data.labels, device=device),len(data.classes)
+    net = Diffusion(x.shape[2], x.shape[1], k, width, steps).to(device)
+    mean = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(max(.5, 1 - 10/batches)))
+    opt = torch.optim.Adam(net.parameters(), lr)
+    plan = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=batches)
+    for _ in range(batches):
+        i,angle = torch.randint(len(x), (bs,), device=device),torch.rand(bs, device=device)*math.pi/2
+        noise,cos,sin = torch.randn_like(x[i]),*(f(angle)[:, None, None, None] for f in (torch.cos, torch.sin))
+        loss = F.mse_loss(net.velocity(cos*x[i] + sin*noise, angle, F.one_hot(y[i], k).float()), cos*noise - sin*x[i])
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        plan.step()
+        mean.update_parameters(net)
+    return mean.module.eval()
 
 # %% ../../nbs/imaging/05_generation.ipynb #65ba8f76
 def pixel_gaussian(data:ImageSet, # training images
