@@ -95,6 +95,7 @@ def detector(stages):
 def generator():
     data, play = test_generation.squares(), dict(latent=4, bs=16, width=4, device='cuda')
     generation.train_vae(data.part('train'), 2, **play)
+    generation.generate(generation.train_diffusion(data.part('train'), 2, 8, 2, bs=16, device='cuda'), [0, 1])
     gen = generation.Generator(16, latent=4, width=4).to('cuda')
     generation.play(gen, generation.Critic(16, width=4, norm=True).to('cuda'), generation.signed(data.images, 'cuda'), 2, bs=16)
     gen = generation.train_wgan(data.part('train'), 6, **play)

@@ -14,8 +14,8 @@ from torch import nn
 
 from medlearn.data.images import ImageSet
 from medlearn.foundations.training import features, small_cnn, tensor_loaders
-from medlearn.imaging.generation import (Clusters, Critic, Generator, GradientPenalty, LiveSamples, Noise, check_classes, closeness,
-                                         frechet, gallery, generate, halvings, manifold, picture_data, pixel_gaussian, play, signed, train_vae,
+from medlearn.imaging.generation import (Clusters, Critic, Diffusion, Generator, GradientPenalty, LiveSamples, Noise, check_classes, closeness,
+                                         frechet, gallery, generate, halvings, manifold, picture_data, pixel_gaussian, play, signed, train_diffusion, train_vae,
                                          train_wgan, walk, wgan, with_class)
 from medlearn.kit.fetch import DataError
 
@@ -268,6 +268,45 @@ def test_vae_learns_and_repeats():
     means = [res[0][c::2].astype(float).mean(0) for c in (0, 1)]
     real = [data.images[data.labels == c].astype(float).mean(0) for c in (0, 1)]
     assert abs(means[0] - real[0]).mean() < abs(means[0] - real[1]).mean() and abs(means[1] - real[1]).mean() < abs(means[1] - real[0]).mean()
+
+
+@settings(max_examples=20, deadline=None)
+@given(steps=st.integers(1, 30), c=st.sampled_from([1, 3]), seed=st.integers(0, 99))
+def test_with_the_true_velocity_noise_turns_into_the_image(steps, c, seed):
+    torch.manual_seed(seed)
+    goal, noise, net = torch.rand(2, c, 16, 16)*2 - 1, torch.randn(2, c, 16, 16), Diffusion(16, c, width=8, steps=steps)
+    def true(x, angle, onehot):
+        a = angle[:, None, None, None]
+        assert torch.allclose(x, a.cos()*goal + a.sin()*noise, atol=1e-5)
+        return a.cos()*noise - a.sin()*goal
+    net.velocity = true
+    assert torch.allclose(net(noise.flatten(1)), goal, atol=1e-5)
+
+
+@pytest.mark.parametrize('side,c,k', [(16, 1, 0), (28, 3, 2), (64, 1, 2)])
+def test_diffusion_of_any_side_is_the_same_alone_and_in_company(side, c, k):
+    torch.manual_seed(0)
+    net, y = Diffusion(side, c, k, width=8, steps=2).eval(), np.array([0, 1, 0])
+    together = generate(net, y, bs=3)
+    assert together.shape == (3, side, side) + (3,)*(c == 3) and abs(together.astype(int) - generate(net, y, bs=1)).max() <= 1
+
+
+def diffused(batches):
+    torch.manual_seed(0)
+    return generate(train_diffusion(squares(200).part('train'), batches, 16, 8, 5e-3), np.arange(60) % 2)
+
+
+def test_diffusion_repeats(): assert (diffused(5) == diffused(5)).all()
+
+
+def test_diffusion_learns_its_classes():
+    made, real = diffused(500), squares(200).part('train').images
+    upper, lower = (made[:, a:a+5, 5:9].mean((1, 2)) for a in (2, 8))
+    assert ((upper > lower) == (np.arange(60) % 2 == 0)).mean() > .9
+    torch.manual_seed(0)
+    untrained = generate(Diffusion(16, 1, 2, 16, 8), np.arange(60) % 2)
+    reduce = lambda x: x.reshape(len(x), 4, 4, 4, 4).mean((2, 4)).reshape(len(x), 16)
+    assert frechet(reduce(real), reduce(made)) < frechet(reduce(real), reduce(untrained))/3
 
 
 def test_pixel_gaussian_has_the_means_of_its_classes():

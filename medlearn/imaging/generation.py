@@ -333,7 +333,7 @@ class NoisyBlock(nn.Module):
                )->Tensor: # shape (n, o, h, w)
         return self.around(x) + self.second(self.first(x) + self.told(told)[..., None, None])
 
-# %% ../../nbs/imaging/05_generation.ipynb #90647ea1
+# %% ../../nbs/imaging/05_generation.ipynb #dd0c9cfc
 class Diffusion(nn.Module):
     "A U-Net that sees how an image turns into noise, and draws by turning back step by step (Song et al. 2021)"
     def __init__(self,
@@ -370,7 +370,8 @@ class Diffusion(nn.Module):
         way = torch.linspace(math.pi/2, 0, self.steps + 1).tolist()
         for a,b in zip(way, way[1:]):
             v = self.velocity(x, torch.full((len(x),), a, device=x.device), onehot)
-            clean,noise = (math.cos(a)*x - math.sin(a)*v).clamp(-1, 1),math.sin(a)*x + math.cos(a)*v
+            clean = (math.cos(a)*x - math.sin(a)*v).clamp(-1, 1)
+            noise = (x - math.cos(a)*clean)/math.sin(a)
             x = math.cos(b)*clean + math.sin(b)*noise
         return x
 
