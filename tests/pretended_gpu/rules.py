@@ -104,7 +104,7 @@ class Names(TorchFunctionMode):
 @contextmanager
 def pretended_gpu():
     "Inside, PyTorch and fastai find a CUDA device; gives the count of operations there (True) and on the CPU (False)"
-    import torch.utils._triton
+    import torch._dynamo.utils,torch.utils._triton # torchvision asks them whether it may compile for the GPU
     operations,load = Operations(),torch.load
     def load_there(*args, map_location=None, **kwargs):
         on = isinstance(map_location, (int, str, torch.device)) and meant(map_location)
@@ -115,7 +115,7 @@ def pretended_gpu():
                    get_rng_state_all=[], set_rng_state_all=None, manual_seed=None, manual_seed_all=None, is_bf16_supported=True)
     with ExitStack() as stack:
         for name,value in answers.items(): stack.enter_context(patch.object(torch.cuda, name, lambda *args, value=value, **kwargs: value))
-        stack.enter_context(patch.object(torch.utils._triton, 'has_triton', lambda *args, **kwargs: False))
+        for module in (torch._dynamo.utils, torch.utils._triton): stack.enter_context(patch.object(module, 'has_triton', lambda *args, **kwargs: False))
         stack.enter_context(patch.object(torch.nn.RNNBase, 'flatten_parameters', lambda self: None))
         stack.enter_context(patch.object(torch.optim.Optimizer, '_accelerator_graph_capture_health_check', lambda self: None))
         stack.enter_context(patch.object(torch, 'load', load_there))
