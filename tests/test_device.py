@@ -1,5 +1,5 @@
 "Everything that trains also keeps a GPU's rules: on a pretended one, as no machine that tests needs a real one (pretended_gpu/rules.py)"
-import os, subprocess, sys
+import sys
 from pathlib import Path
 
 import numpy as np, pytest, torch
@@ -154,13 +154,10 @@ def risk():
 
 
 def ecg_reader(kind):
-    data = ecg_data()
+    data = test_sequences_ecg.S.simulated_ecg(48, rate=100, seed=3)
     read = ecg.fit_ecg(data, kind, 1, weighted=True, device='cuda', **dict(widths=(4, 8)) | (dict(state=8) if kind != 'cnn' else {}))
     assert np.isfinite(read(data.part('test'))).all()
     return read.learn.model
-
-
-def ecg_data(): return test_sequences_ecg.S.simulated_ecg(48, rate=100, seed=3)
 
 
 def forecaster():
