@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
+from ..kit.chapter import sabotage
 from ..kit.fetch import DataError,card,cards,digest_of,fetch,load_npz,read_member,used
 
 # %% ../../nbs/data/01_images.ipynb #e80f5a44
@@ -278,6 +279,7 @@ def split_by_group(groups:np.ndarray, # patient of each row, shape (n,)
     fractions,labels = np.asarray(fractions, dtype=float),np.asarray(labels)
     if len(fractions) != 3 or (fractions <= 0).any() or not math.isclose(fractions.sum(), 1):
         raise DataError(f'fractions {fractions.tolist()}: give train, valid and test positive shares that sum to 1')
+    if sabotage() == 'leak': groups = np.arange(len(groups))
     names,who = np.unique(groups, return_inverse=True)
     if len(names) < 3: raise DataError(f'{len(names)} patients cannot fill three splits: at least 3 are needed')
     onehot = labels if labels.ndim == 2 else labels[:, None] == np.unique(labels)
@@ -299,7 +301,7 @@ def check_leak(split:np.ndarray, # split of each row, shape (n,)
     "Refuse a patient who is in two splits"
     where = pd.Series(np.asarray(split)).groupby(np.asarray(groups)).unique()
     torn = where[where.str.len() > 1]
-    if len(torn): raise DataError(f'patient {torn.index[0]} is in {" and ".join(torn.iloc[0])} ({len(torn)} such patients). '
+    if len(torn) and sabotage() != 'leak': raise DataError(f'patient {torn.index[0]} is in {" and ".join(torn.iloc[0])} ({len(torn)} such patients). '
                                   'Split by patient: split_by_group(groups, labels).')
     return len(where)
 

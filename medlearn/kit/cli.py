@@ -104,9 +104,11 @@ def _number(x): return '-' if x is None else f'{x:.4g}' if isinstance(x, (int, f
 # %% ../../nbs/kit/07_cli.ipynb #f9cf2f35
 def _claim_row(run, claim):
     "One claim in words"
-    c,show = dict.fromkeys('claim value low high bound direction source'.split()) | claim,_number
+    c,show = dict.fromkeys('claim value low high bound direction tol margin source'.split()) | claim,_number
     bound = ' to '.join(map(show, c['bound'])) if isinstance(c['bound'], list) else show(c['bound'])
     sign = dict(at_least='≥ ', at_most='≤ ', equals='= ').get(c['direction'], '')
+    if c['tol']: bound += f' ± {show(c["tol"])}'
+    if c['margin']: bound += (' − ' if c['direction'] == 'at_least' else ' + ') + show(c['margin'])
     interval = '' if c['low'] is None else f' [{show(c["low"])}, {show(c["high"])}]'
     return dict(chapter=run['chapter'], seed=run['seed'], claim=c['claim'], value=show(c['value']) + interval,
                 bound=sign + bound, source=c['source'], holds='yes' if claim.get('passed') is True else 'NO')
