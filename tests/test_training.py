@@ -3,10 +3,13 @@ import os
 import signal
 import subprocess
 import sys
+import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from fastai.callback.mixup import MixUp
 from fastai.callback.tracker import EarlyStoppingCallback
@@ -17,7 +20,7 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import RocAucBinary, accuracy
 from hypothesis import given, settings, strategies as st
 from medlearn.data.images import ImageSet
-from medlearn.foundations.training import (EMA, Augment, HalfPrecision, KeepBest, Resume, TensorLoader, TensorSet, Normalise, Randomise,
+from medlearn.foundations.training import (EMA, Augment, HalfPrecision, KeepBest, Resume, SkipValidation, TensorLoader, TensorSet, Normalise, Randomise,
                                            channels_first, check_set, class_weights, copied, fit, loss_for, pad_boxes, predict, small_cnn,
                                            tensor_loaders)
 from medlearn.kit.chapter import seed_everything
@@ -211,14 +214,15 @@ def test_volumes_and_masks_train_and_show():
     assert xb.shape == (8, 1, 28, 28) and yb.shape == (8, 28, 28) and yb.dtype == torch.int64
 
 
-def test_averaged_weights_follow_their_formula():
+@pytest.mark.parametrize('skip', [[], [SkipValidation()]], ids=['validated', 'never validated'])
+def test_averaged_weights_follow_their_formula(skip):
     dls = tensor_loaders(squares(64), bs=16, device='cpu')
     seen, ema = [], EMA(.9)
     class Watch(Callback):
         order = 90
         def after_step(self): seen.append(copied(self.learn.model)['0.0.weight'])
     learn = learner(dls)
-    learn.fit(2, 1e-2, cbs=[ema, Watch()])
+    learn.fit(2, 1e-2, cbs=[ema, Watch(), *skip])
     want = seen[0]
     for t, w in enumerate(seen[1:], 1):
         keep = min(.9, (1 + t)/(10 + t))
@@ -342,3 +346,58 @@ def test_a_mask_set_brings_its_masks_or_its_boxes():
     x, b, l = dls.one_batch()
     torch.testing.assert_close(b[0, 0], torch.tensor([8., 8, 20, 20]))
     dls.show_batch(max_n=2)
+
+
+# What the chapter says it does
+
+def story():
+    "The code cells of the chapter that are not exported"
+    path = Path(__file__).parent.parent/'nbs/foundations/04_training.ipynb'
+    code = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == 'code']
+    return [c for c in code if '#| export' not in c]
+
+
+def defined(start, **names):
+    "What the one cell that begins so defines"
+    cell, = [c for c in story() if c.startswith(start)]
+    exec(cell, names)
+    return names
+
+
+def gains(**rows): return pd.DataFrame(rows, index=['gain', 'low', 'high']).T
+
+
+@pytest.mark.parametrize('rows,want', [
+    (dict(plain=(0, 0, 0), a=(.02, -.01, .05), b=(-.01, -.02, 0)), 'plain'),
+    (dict(plain=(0, 0, 0), a=(.02, -.01, .05), b=(.01, .005, .015)), 'b'),
+    (dict(plain=(0, 0, 0), a=(.02, .01, .03), b=(.01, .005, .015)), 'a'),
+    (dict(plain=(0, 0, 0), a=(.02, np.nan, np.nan)), 'plain')], ids=['within the spread', 'the surer', 'the larger', 'one seed'])
+def test_the_recipe_is_chosen_by_its_interval(rows, want):
+    assert defined('def choose')['choose'](gains(**rows)) == want
+
+
+def test_the_chosen_recipe_is_the_one_that_is_tested():
+    tested, = [c for c in story() if 'final.gain(p, alone)}' in c]
+    assert 'trained(seed, **changes[chosen])' in tested
+    assert 'chosen = choose(table)' in '\n'.join(story())
+    assert not any(word in tested for word in ('EMA', 'light', 'MixUp', 'weighted', 'balanced'))
+
+
+def test_every_recipe_reaches_the_training():
+    "A switch that is never thrown leaves a recipe like the plain one"
+    changes = defined('changes =', light='augment', EMA=EMA, MixUp=MixUp, HalfPrecision=HalfPrecision)['changes']
+    def fit(data, dls, model, *a, cbs, **kw): return dls, a, [type(c) for c in cbs], kw
+    trained = defined('def trained', seed_everything=lambda seed: None, tensor_loaders=lambda data, **kw: kw, fit=fit, small_cnn=small_cnn,
+                      predict=print, partial=lambda f, learn, **kw: (learn, kw), data=None, x=torch.zeros(1, 1), lr=1e-3,
+                      cfg=SimpleNamespace(epochs=1), env=SimpleNamespace(device='cpu'))['trained']
+    got = [repr(trained(0, **how)) for how in changes.values()]
+    assert len(got) == 9 and len(set(got)) == 9
+    assert not [c for c in story() if ' in str(' in c], 'the text of a function is not what it does'
+
+
+def test_the_night_is_resumed_from_the_crash_and_not_from_the_end():
+    "`at_crash` is read after the crash and before the training goes on"
+    cell, = [c for c in story() if 'at_crash =' in c]
+    lines = cell.splitlines()
+    at = [next(i for i, line in enumerate(lines) if word in line) for word in ('crash_at=3', 'at_crash =', 'went_on =')]
+    assert at == sorted(at)

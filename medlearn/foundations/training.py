@@ -387,7 +387,7 @@ class SkipValidation(Callback):
 # %% ../../nbs/foundations/04_training.ipynb #651b51f4
 def one_cycle(learn:Learner, # to be trained
               epochs:int, # passes over the training split
-              lr:float, # largest step of the one-cycle schedule
+              lr:float, # largest learning rate of the one-cycle schedule
               watch:bool=False, # show progress and the live plot
               fine_tune:bool=False, # train the new head first, then all of it
               cbs=None, # further callbacks; those that watch a metric need `validate`
@@ -405,7 +405,7 @@ def fit(data:ImageSet, # with splits train and valid
         dls:DataLoaders, # from `tensor_loaders`
         model:nn.Module, # (n, c, *spatial) -> (n, classes)
         epochs:int=5, # passes over the training split
-        lr:float=3e-3, # largest step of the one-cycle schedule
+        lr:float=3e-3, # largest learning rate of the one-cycle schedule
         weighted:bool=True, # weigh the classes against their imbalance
         watch:bool=False, # show progress and the live plot
         smooth:float=0, # label smoothing
