@@ -1,5 +1,5 @@
 "Segmentation: losses, networks, scores by patient, tiles that equal the whole, objects that touch"
-import math, subprocess, sys
+import json, math, subprocess, sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from medlearn.data.annotations import MaskSet
 from medlearn.foundations.networks import dice_loss
 from medlearn.foundations.training import EMA, Augment, one_cycle
 from medlearn.imaging.segmentation import (Crops, MaskLoss, Padded, UNet, best_cut, by_patient, decide, found, mask_data, mask_learner, matched, mean_dice,
-                                           otsu_masks, pixel_masks, predict_masks, reach, score_masks, separate, tiled)
+                                           otsu_masks, pixel_masks, predict_masks, reach, score_masks, separate, show_outlines, tiled)
 from medlearn.kit.fetch import DataError
 
 nuclei = Path(__file__).parent.parent.parent/'shared/data/dsb2018_nuclei/dsb2018_256_gray.npz'
@@ -144,6 +144,38 @@ def test_found_counts_objects():
     f = found(pred, data)
     assert f.share.tolist() == [0, 1] and np.allclose(f.diameter, [2*2*math.sqrt(16/math.pi), 2*2*math.sqrt(64/math.pi)])
     assert f.moved.tolist() == [.75, .875]
+
+
+def cells(kind):
+    nb = json.loads((Path(__file__).parent.parent/'nbs/imaging/03_segmentation.ipynb').read_text(encoding='utf-8'))
+    return [''.join(c['source']) for c in nb['cells'] if c['cell_type'] == kind]
+
+
+def test_conventions_of_the_empty_mask_as_the_solution_says():
+    "Slices without a nodule only: pooled pixels give 0 with an alarm, and 0 (for 0/0) without one"
+    scope = {}
+    exec(next(s for s in cells('code') if s.startswith('def conventions')).split('\npd.')[0], scope)
+    masks = np.zeros((4, 8, 8), np.uint8)
+    data, alarm = MaskSet(masks, masks, ['other', 'disc'], np.array(['test']*4), 'empty'), masks.copy()
+    alarm[0, 2, 2] = 1
+    quiet, one = (scope['conventions'](score_masks(m, data, distance=False)) for m in (masks, alarm))
+    assert (quiet['both empty is 1'], one['both empty is 1']) == (1, .75)
+    assert quiet['all pixels pooled'] == one['all pixels pooled'] == 0
+    assert math.isnan(quiet['empty truth left out']) and math.isnan(one['empty truth left out'])
+
+
+def test_the_story_does_not_say_again_what_is_wrong():
+    text = '\n'.join(cells('markdown'))
+    assert 'a new solid nodule below 6 mm' not in text and 'cannot, on average, agree' not in text
+    assert 'goal' not in text.lower() and 'What was tried' not in text
+
+
+def test_outlines_have_a_key_and_a_light_rim():
+    data = discs()
+    fig = show_outlines(data, np.roll(data.masks, 2, 1), [0, 1], zoom=2)
+    assert [t.get_text() for t in fig.legends[0].get_texts()] == ['truth', 'prediction']
+    lines = fig.axes[0].collections
+    assert len(lines) == 2 and all(line.get_path_effects() for line in lines)
 
 
 # Objects

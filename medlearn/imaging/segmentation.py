@@ -278,18 +278,25 @@ def show_outlines(data:MaskSet, # one split
                   **kw, # for `show_images`
                  ): # matplotlib figure
     "Pictures with the truth (solid) and the prediction (dashed)"
+    from matplotlib.lines import Line2D
+    from matplotlib.patheffects import withStroke
     from scipy.ndimage import label
     mm = None if data.spacing is None or zoom != 1 else float(data.spacing[0, -1])
     fig = show_images(data.images[rows], titles, **dict(mm=mm, simulated=data.simulated, ncols=4, inch=2.2) | kw)
     for ax,i in zip(fig.axes, rows):
         for m,style in ((data.masks[i], '-'), (pred[i], '--')):
-            for k in np.unique(m[m > 0]): ax.contour(m == k, [.5], colors=f'C{(int(k)*2-(style == "-")) % 5 + 1}', linestyles=style, linewidths=1.1)
+            for k in np.unique(m[m > 0]):
+                colour = f'C{(int(k)-1) % 5 + 1}' if len(data.classes) > 2 else 'k'
+                line = ax.contour(m == k, [.5], colors=colour, linestyles=style, linewidths=1.2)
+                line.set_path_effects([withStroke(linewidth=2.4, foreground='w')])
         if zoom == 1: continue
         h,w = data.masks[i].shape
         pieces = label(data.masks[i] if data.masks[i].any() else pred[i])[0]
         largest = np.bincount(pieces.ravel())[1:]
         y,x = np.argwhere(pieces == largest.argmax()+1).mean(0) if len(largest) else (h/2, w/2)
         ax.set(xlim=(x - w/2/zoom, x + w/2/zoom), ylim=(y + h/2/zoom, y - h/2/zoom))
+    keys = [Line2D([], [], color='k', ls=style, label=name) for style,name in (('-', 'truth'), ('--', 'prediction'))]
+    fig.legend(handles=keys, loc='outside lower right', ncols=2, fontsize=8, frameon=False)
     return fig
 
 # %% ../../nbs/imaging/03_segmentation.ipynb #91c72ed6
