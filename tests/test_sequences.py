@@ -161,6 +161,16 @@ def words_set(n=300, kind='category', seed=0):
     return S.SequenceSet(x, long, y, kind=kind)
 
 
+def test_similar_lengths_leave_hardly_more_padding_than_sorting():
+    data = words_set(1000)
+    dl = S.sequence_loaders(data, data.take(range(50)), bs=16, device='cpu').train
+    def padding(order):
+        size = [data.sizes[order[i:i + 16]] for i in range(0, len(order), 16)]
+        return 1 - sum(int(s.sum()) for s in size)/sum(len(s)*int(s.max()) for s in size)
+    alike, least, chance = padding(dl.get_idxs()), padding(torch.argsort(-data.sizes).tolist()), padding(torch.randperm(1000).tolist())
+    assert alike < least + .02 and alike < chance/2
+
+
 def test_batches_are_cut_at_their_longest_and_hold_every_row_once():
     data = words_set()
     dls = S.sequence_loaders(data, data.take(range(50)), bs=16, device='cpu')
