@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SABOTAGES', 'record', 'pick', 'seed_everything', 'seed_worker', 'sabotage', 'answers', 'versions', 'commit',
-           'processor', 'begin', 'check_source', 'claim', 'keep', 'Sentence', 'says']
+           'processor', 'begin', 'check_source', 'claim', 'keep', 'Sentence', 'says', 'ChapterEnds']
 
 # %% ../../nbs/kit/02_chapter.ipynb #9ef7a175
 import os,random,re,subprocess,sys
@@ -322,3 +322,8 @@ def says(difference, # (value, low, high); None where this run cannot tell
     value,low,high = difference
     chosen = better if low > than else worse if high < than else open
     return Sentence(chosen.format(d=f'{value:+.3f} [{low:+.3f}, {high:+.3f}]'))
+
+# %% ../../nbs/kit/02_chapter.ipynb #04bbb1f5
+class ChapterEnds(Exception):
+    "The rest of a chapter does not concern the data at hand; Jupyter shows the sentence alone"
+    def _render_traceback_(self): return [str(self)]

@@ -121,10 +121,11 @@ class Job:
     seed:int # None where the chapter declares none
     given:dict # parameters handed to the notebook
     parameters:dict # all of the chapter's parameters with the values they will have
+    sabotage:str='' # how it is broken on purpose: "answers", "untrained", "leak"; "" for an honest run
     @property
     def stem(self)->str: # path of its files in the run folder, without suffix
         "Where its record and notebook go"
-        return f'{self.chapter}/{self.profile}' + ('' if self.seed is None else f'-seed{self.seed}')
+        return f'{self.chapter}/{self.profile}' + ('' if self.seed is None else f'-seed{self.seed}') + f'-{self.sabotage}'*bool(self.sabotage)
 
 # %% ../../nbs/kit/03_runner.ipynb #cd4d0a5c
 def plan(names=(), # chapters and parts; empty: everything
@@ -133,9 +134,12 @@ def plan(names=(), # chapters and parts; empty: everything
          params:dict=None, # name -> text, as typed; every chosen chapter must declare every name
          cwd:Path='.', # where a relative path counts from: in `dataset`, and in others that begin with ./, ../ or ~
          folder:Path=None, # notebooks; default: the course's own
+         sabotage:str='', # how to break the chapters on purpose: "answers", "untrained", "leak"
         )->list: # of `Job`
     "Work out what to run, refusing what no chapter declares"
     if profile not in ('smoke', 'full'): raise WrongUsage(f'profile is {profile!r}: it is smoke or full')
+    from medlearn.kit.chapter import SABOTAGES
+    if sabotage not in ('', *SABOTAGES): raise WrongUsage(f'sabotage is {sabotage!r}: it is one of {", ".join(SABOTAGES)}')
     found,work = chapters(folder),[]
     for name in choose(names, found):
         defaults = describe(found[name])['parameters']
@@ -143,7 +147,7 @@ def plan(names=(), # chapters and parts; empty: everything
         if 'profile' in defaults: given['profile'] = profile
         for seed in dict.fromkeys(seeds or [defaults.get('seed')]) if 'seed' in defaults else [None]:
             each = given | ({} if seed is None else dict(seed=seed))
-            work.append(Job(name, str(found[name]), profile, seed, each, defaults | each))
+            work.append(Job(name, str(found[name]), profile, seed, each, defaults | each, sabotage))
     return work
 
 # %% ../../nbs/kit/03_runner.ipynb #119be1b7
@@ -163,13 +167,15 @@ def _given(chapter, key, text, defaults, cwd):
 
 # %% ../../nbs/kit/03_runner.ipynb #4626ee4a
 def write_whole(path:Path, # where to
-                text:str, # what
+                text, # what: text, or bytes
                )->Path: # the same path
     "Write a file so that nobody ever sees half of it"
     path = Path(path)
     part = path.with_name(f'.{path.name}.part')
-    part.write_text(text, encoding='utf-8')
-    os.replace(part, path)
+    try:
+        part.write_bytes(text if isinstance(text, bytes) else text.encode('utf-8'))
+        os.replace(part, path)
+    finally: part.unlink(missing_ok=True)
     return path
 
 # %% ../../nbs/kit/03_runner.ipynb #0a28c5e2
@@ -186,9 +192,9 @@ def to_json(o)->str: # strict JSON: null where a number is not finite
 
 # %% ../../nbs/kit/03_runner.ipynb #146626f6
 def harvest(notebook:Path # an executed notebook
-           )->dict: # run (dict), data (list), claims (list)
+           )->dict: # run (dict), data (list), claims (list), kept (list), sabotage (list)
     "Facts that a chapter recorded while it ran"
-    found = dict(run=[], data=[], claim=[])
+    found = dict(run=[], data=[], claim=[], kept=[], sabotage=[])
     try: outputs = [o.get('data', {}) for c in _cells(notebook) for o in c.get('outputs', [])]
     except (OSError, ValueError, KeyError, TypeError): outputs = []
     for kind in found:
@@ -197,7 +203,8 @@ def harvest(notebook:Path # an executed notebook
     number = lambda k,v: v if k not in ('value', 'low', 'high') or isinstance(v, (int, float)) else None
     data = [d for i,d in enumerate(found['data']) if d not in found['data'][:i]]
     claims = [{k: number(k, v) for k,v in c.items()} for c in found['claim']]
-    return dict(run=(found['run'] or [{}])[-1], data=data, claims=claims)
+    kept = [k for k in found['kept'] if isinstance(k.get('name'), str)]
+    return dict(run=(found['run'] or [{}])[-1], data=data, claims=claims, kept=kept, sabotage=found['sabotage'])
 
 # %% ../../nbs/kit/03_runner.ipynb #bbad5e6f
 def _end_all(tag, keep=None):
@@ -249,6 +256,18 @@ def _private_sockets(tmp):
     ipc = os.name == 'posix' and len(str(tmp)) < 80
     return Config(KernelManager=dict(transport='ipc', connection_file=str(tmp/'k.json')) if ipc else {})
 
+# %% ../../nbs/kit/03_runner.ipynb #9b45524b
+def _for_data(nb, job):
+    "The notebook without what concerns only the chapter's own data, if it is given others"
+    import nbformat.v4 as v4
+    own = job['parameters'].get('dataset') == job['own'] or job['own'] is None
+    mine = [c for c in nb.cells if 'default-data' in c.metadata.get('tags', [])]
+    if own or not mine: return nb
+    nb.cells = [c for c in nb.cells if 'default-data' not in c.metadata.get('tags', [])]
+    said = f'*Run on {Path(str(job["parameters"]["dataset"])).name}. What concerns {job["own"]} alone, {len(mine)} cells, was left out.*'
+    nb.cells.insert(1, v4.new_markdown_cell(said))
+    return nb
+
 # %% ../../nbs/kit/03_runner.ipynb #24fe582b
 def _execute(job, say):
     "Execute one notebook under papermill; the text of its error, or None"
@@ -256,7 +275,7 @@ def _execute(job, say):
     from papermill.engines import papermill_engines
     engine = _engine(job['notebook'], say)
     papermill_engines.register('medlearn', engine)
-    nb = nbformat.read(job['path'], 4)
+    nb = _for_data(nbformat.read(job['path'], 4), job)
     options = dict(kernel_name='python3', language='python', progress_bar=False, start_timeout=120, iopub_timeout=60,
                    config=_private_sockets(Path(job['tmp'])))
     try: nb = papermill.execute_notebook(nb, None, job['given'], 'medlearn', **options)
@@ -293,7 +312,7 @@ def worker()->None:
     except BrokenPipeError: watcher.join()
 
 # %% ../../nbs/kit/03_runner.ipynb #5d60caa1
-def _environment(tmp, tag, share):
+def _environment(tmp, tag, share, sabotage=''):
     "Environment of a worker and its kernel, private to `tmp`"
     spec = tmp/'jupyter/kernels/python3/kernel.json'
     argv = [sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}']
@@ -308,6 +327,7 @@ def _environment(tmp, tag, share):
     env.update(PYTHONPATH=os.pathsep.join(paths), PYTHONHASHSEED='0', MEDLEARN_JOB=tag, IPYTHONDIR=str(tmp/'ipython'),
                JUPYTER_RUNTIME_DIR=str(tmp/'runtime'), JUPYTER_PATH=str(tmp/'jupyter'))
     if share: env.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+    if sabotage: env['MEDLEARN_SABOTAGE'] = sabotage
     env.setdefault('PYTHONWARNINGS', 'ignore::FutureWarning:torch.jit._script')
     return env
 
@@ -347,10 +367,11 @@ def _process(job, notebook, timeout, stop, tell, share):
         copy = shutil.copyfile(job.path, tmp/'chapter.ipynb')
         (tmp/'work').mkdir()
         tag = f'{os.environ.get("MEDLEARN_JOB", "")}/{tmp.name}'
-        order = asdict(job) | dict(path=str(copy), notebook=str(notebook), tmp=str(tmp), tag=tag)
+        own = describe(copy)['parameters'].get('dataset')
+        order = asdict(job) | dict(path=str(copy), notebook=str(notebook), tmp=str(tmp), tag=tag, own=own)
         with open(tmp/'log', 'w+', encoding='utf-8', errors='replace') as log:
             command,pipe = [sys.executable, '-c', 'from medlearn.kit.runner import worker; worker()'],subprocess.PIPE
-            with subprocess.Popen(command, cwd=tmp/'work', env=_environment(tmp, tag, share), stdin=pipe, stdout=pipe,
+            with subprocess.Popen(command, cwd=tmp/'work', env=_environment(tmp, tag, share, job.sabotage), stdin=pipe, stdout=pipe,
                                   stderr=log, text=True, encoding='utf-8', start_new_session=True) as proc:
                 proc.stdin.write(json.dumps(order) + '\n')
                 proc.stdin.flush()
@@ -385,9 +406,10 @@ def run_one(job:Job, # what to run
     row = dict(chapter=job.chapter, profile=job.profile, seed=job.seed, parameters=job.parameters, status=status,
                error=error, seconds=round(time.time() - began, 2), peak_mb=peak,
                started=time.strftime('%Y-%m-%dT%H:%M:%S%z', time.localtime(began)),
-               **{k: run.get(k) for k in ('device', 'gpu', 'threads')}, data=facts['data'],
+               sabotage=job.sabotage, shuffled=sum(s.get('rows', 0) for s in facts['sabotage']),
+               **{k: run.get(k) for k in ('device', 'gpu', 'processor', 'threads')}, data=facts['data'],
                **{k: run.get(k) or v for k,v in _here().items()}, sha256=sha256,
-               notebook=f'{job.stem}.ipynb' if notebook.exists() else None, claims=facts['claims'])
+               notebook=f'{job.stem}.ipynb' if notebook.exists() else None, claims=facts['claims'], kept=facts['kept'])
     try: write_whole(record, to_json(row))
     except OSError as e: row.update(status='error', error=error or f'the record could not be written: {e}')
     return row
