@@ -75,7 +75,39 @@ def test_no_nodule_has_more_than_four_readings():
     assert np.bincount(I.same_nodule(line, np.full(9, 3.), np.zeros(9, int))).max() <= 4
     assert np.bincount(I.same_nodule(np.zeros((3, 3)), np.ones(3), np.array(['a', 'b', 'a']))).tolist() == [2, 1]
 
+def test_agreement_of_readers_is_no_ceiling():
+    "What learned the mean of many readers is nearer to one of them than another reader is"
+    def outline(r):
+        y,x = np.mgrid[-20:21, -20:21]
+        return I.Mask((x*x + y*y <= r*r).astype(np.uint8)[None], np.zeros(1), (0, 0), (1, 1, 1))
+    radii = np.random.default_rng(0).normal(10, 1.2, 60)
+    readers,mean = [outline(r) for r in radii],outline(radii.mean())
+    between = np.mean([I.overlap(a, b) for i,a in enumerate(readers) for b in readers[:i]])
+    assert np.mean([I.overlap(mean, r) for r in readers]) > between + .02
+
 # LIDC-IDRI
+
+def test_a_majority_is_nearer_to_a_reader_than_another_reader(lidc):
+    "Nodules with four outlines: three against the fourth, on one slice that all have"
+    df,masks,one,three = I.lidc_readings(),I.lidc_masks(),[],[]
+    for _,g in df[df.groupby('nodule').reading.transform('size') == 4].groupby('nodule').head(4).groupby('nodule'):
+        some = [masks[r] for r in g.reading]
+        z = max(some[0].z, key=lambda at: sum(at in m.z for m in some))
+        box = np.zeros((4, 120, 120), bool)
+        low = np.min([m.corner for m in some], 0)
+        for b,m in zip(box, some):
+            if z not in m.z: continue
+            v = m.voxels[list(m.z).index(z)]
+            y,x = np.subtract(m.corner, low)
+            b[y:y+v.shape[0], x:x+v.shape[1]] = v
+        dice = lambda a,b: 2*(a & b).sum()/(a.sum() + b.sum())
+        if not box.any((1, 2)).all(): continue
+        for k in range(4):
+            others = np.delete(box, k, 0)
+            one.append(np.mean([dice(o, box[k]) for o in others])), three.append(dice(others.sum(0) >= 2, box[k]))
+        if len(one) == 800: break
+    gain = np.subtract(three, one)
+    assert gain.mean() > 3*gain.std()/200**.5
 
 def test_readings_agree_with_the_database(lidc):
     df = I.lidc_readings()

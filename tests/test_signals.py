@@ -290,6 +290,25 @@ def test_peaks_of_simulated_rhythms(sim):
     assert n[0]/(n[0]+n[1]) > .97 and n[0]/(n[0]+n[2]) > .97
 
 
+def test_ventricular_beats_are_the_first_to_be_missed(sim):
+    def found(kind, share):
+        rows = [S.match_peaks(S.r_peaks(x, 250, share), p[s == kind], 250)[:2] for x, p, s in zip(sim.mv, sim.peaks, sim.symbols)]
+        hits, missed = np.sum(rows, 0)
+        return hits/(hits + missed)
+    assert found('V', .3) > .9 and found('V', .7) < found('N', .7) - .1
+
+
+def test_rr_interval_of_the_cart():
+    import io, pydicom
+    from medlearn.kit.fetch import fetch, read_member
+    c = card('ecg_12lead')
+    try: ds = pydicom.dcmread(io.BytesIO(read_member(fetch(c), c.file().member)))
+    except DataError as e: pytest.skip(f'the pydicom wheel cannot be had: {e}')
+    own = {a.ConceptNameCodeSequence[0].CodeMeaning: a.NumericValue for a in ds.WaveformAnnotationSequence if a.get('NumericValue')}
+    s = S.ecg_12lead()
+    assert own['RR Interval'] == 982 and np.diff(S.r_peaks(s.mv[0], 1000)).mean() == pytest.approx(982, abs=1)
+
+
 # Simulation
 
 def test_simulation_is_repeatable_and_grows(sim):

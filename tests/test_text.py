@@ -225,6 +225,16 @@ def test_every_mention_is_found_once(table):
     for t in table.text[:400]: assert [m.start for m in T.mentions(t, 'effusion|no')] == [m.start() for m in re.finditer('effusion|no', t, re.I)]
 
 
+def test_rules_beat_saying_that_nothing_is_ever_stated(table):
+    "Findings are rare, so that silence is hard to beat; counting words does not"
+    terms = dict(pneumothora='Pneumothorax', effusion='Pleural Effusion', nodule='Nodule')
+    some = table[table.text != '']
+    word, heard, truth = (np.array([[f(t, h, p, name) for p, name in terms.items()] for t, h in zip(some.text, some.headings)]) for f in (
+        lambda t, h, p, name: bool(T.mentions(t, p)), lambda t, h, p, name: any(not m.negated for m in T.mentions(t, p)),
+        lambda t, h, p, name: name in h))
+    assert (heard != truth).mean() < truth.mean() < (word != truth).mean()
+
+
 # Named entities
 
 kinds = st.sampled_from(['Disease', 'Drug'])
