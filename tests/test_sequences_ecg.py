@@ -275,3 +275,10 @@ def test_record_100():
     assert len(b) > 2000 and np.bincount(b.labels)[1] == 1
     assert np.median(early[b.labels == 2]) < .9 < np.median(early[b.labels == 0])
     assert E.rhythm_features(w.take(range(20)))['heart rate'].between(60, 100).all()
+
+
+# The chapter
+
+def test_a_reader_is_told_where_the_record_comes_from():
+    text = (Path(__file__).parents[1]/'nbs'/'sequences'/'03_ecg.ipynb').read_text(encoding='utf-8')
+    assert 'shared/' not in text and 'PhysioNet gives the database away as `mitdb`' in text

@@ -364,3 +364,10 @@ def test_chapter_runs_on_a_csv(tmp_path):
     holds = {c['claim']: c['passed'] for c in row['claims']}
     assert holds['AUROC of counted words, my.csv'] and holds['Answers of our networks, in a batch and alone, largest difference']
     assert not any('NegEx' in c for c in holds)
+
+
+def test_what_a_reader_reads():
+    "The corpus can be had elsewhere, no wish is a bound, and what the run shows is not written beforehand"
+    text = (root/'nbs'/'sequences'/'04_text.ipynb').read_text(encoding='utf-8')
+    assert 'shared/' not in text and '`cambridgeltl/MTL-Bioinformatics-2016`' in text
+    assert 'The goal was' not in text and 'aim of this course' not in text and 'An AUROC of 0.99' not in text
