@@ -23,11 +23,11 @@ def known_as(data:ImageSet # with the name of a card, or of a file
     "Name of a set without its size"
     return re.sub(r'_\d+$', '', Path(data.name).stem)
 
-# %% ../../nbs/imaging/01_classification.ipynb #d6ba2e70
+# %% ../../nbs/imaging/01_classification.ipynb #035ea16e
 def score_table(judge:Judge, # of one split
                 scores:dict, # model -> scores or probabilities on that split
                 against:str=None, # the model that the others are held against
-               )->pd.DataFrame: # AUROC, accuracy where there are probabilities, gain; each with its interval
+               )->pd.DataFrame: # AUROC, accuracy and gain, each with its interval
     "Models beside each other, with intervals"
     named = lambda what,t: dict(zip((what, f'{what} low', f'{what} high'), t))
     rows = {}
@@ -36,8 +36,7 @@ def score_table(judge:Judge, # of one split
         if s.ndim == 2: rows[n] |= named('accuracy', accuracy(judge, s))
         if against: rows[n] |= named('gain', judge.gain(s, scores[against]))
     table = pd.DataFrame(list(rows.values()), index=pd.Index(rows, name='model'))
-    order = [c for w in ('AUROC', 'accuracy', 'gain') for c in (w, f'{w} low', f'{w} high') if c in table]
-    return table[order]
+    return table[[c for w in ('AUROC', 'accuracy', 'gain') for c in named(w, '123') if c in table]]
 
 # %% ../../nbs/imaging/01_classification.ipynb #51c8cfa3
 def accuracy(judge:Judge, # of one split
@@ -58,15 +57,15 @@ def youden(judge:Judge, # of one split with two classes
         return w@(y & called)/(w@y) + w@(~y & ~called)/(w@~y) - 1
     return estimate(index, y, called, judge.w)
 
-# %% ../../nbs/imaging/01_classification.ipynb #1031c144
+# %% ../../nbs/imaging/01_classification.ipynb #730785b1
 def harmless(name:str # of the data set, see `known_as`
             )->Augment:
     "Changes that leave the labels of a set alone"
-    if dataset == 'lidc_nodules': return Augment(rotate=180, crop=.05, flip=.5, flip_v=.5)
+    if name == 'lidc_nodules': return Augment(rotate=180, crop=.05, flip=.5, flip_v=.5)
     mirror_safe = not name.startswith('organ')
     return Augment(rotate=15, zoom=.1, crop=.1, flip=.5*mirror_safe, light=.3)
 
-# %% ../../nbs/imaging/01_classification.ipynb #53e082cc
+# %% ../../nbs/imaging/01_classification.ipynb #1c56a86e
 def pixel_baseline(data:ImageSet, # all splits
                    side:int=14, # pixels a side after shrinking
                    n:int=5000, # training images at most
@@ -76,21 +75,23 @@ def pixel_baseline(data:ImageSet, # all splits
     from sklearn.multiclass import OneVsRestClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
-    small = [F.adaptive_avg_pool2d(b.float(), side).flatten(1) for b in channels_first(data.images).split(1000)]
-    x = torch.cat(small).numpy()
+    batches = channels_first(data.images).split(1000)
+    x = torch.cat([F.adaptive_avg_pool2d(b.float(), side).flatten(1) for b in batches]).numpy()
     model = LogisticRegression(C=.01, max_iter=300)
-    model = make_pipeline(StandardScaler(), OneVsRestClassifier(model) if data.multilabel else model)
+    if data.multilabel: model = OneVsRestClassifier(model)
+    model = make_pipeline(StandardScaler(), model)
     model.fit(x[data.split == 'train'][:n], data.labels[data.split == 'train'][:n])
     return {s: model.predict_proba(x[data.split == s]) for s in ('valid', 'test')}
 
-# %% ../../nbs/imaging/01_classification.ipynb #498b58e6
+# %% ../../nbs/imaging/01_classification.ipynb #de2d6c04
 def baseline(data:ImageSet # all splits
             )->tuple: # its name, and split -> scores
     "Area for nodules; for other images a logistic regression on pixels"
-    if data.table is None or 'area_mm2' not in data.table: return 'logistic regression on pixels',pixel_baseline(data)
+    if data.table is None or 'area_mm2' not in data.table:
+        return 'logistic regression on pixels',pixel_baseline(data)
     return 'area alone',{s: data.part(s).table.area_mm2.to_numpy() for s in ('valid', 'test')}
 
-# %% ../../nbs/imaging/01_classification.ipynb #f7a52169
+# %% ../../nbs/imaging/01_classification.ipynb #dbb7528a
 def ready_made(data:ImageSet, # with splits train and valid
                arch:str='resnet18', # "resnet18", "vgg11_bn" or "alexnet"
                pretrained:bool=False, # start from ImageNet's weights; they are downloaded
@@ -106,11 +107,12 @@ def ready_made(data:ImageSet, # with splits train and valid
     side = max(sides[arch], data.images.shape[1])
     dls = tensor_loaders(data, **(dict(side=side) | kw))
     shape = dict(n_in=dls.train.x.shape[1], n_out=len(data.classes), normalize=False)
-    loss = loss_for(data, device=dls.device)
-    try: learn = vision_learner(dls, getattr(tv, arch), pretrained=pretrained, loss_func=loss, wd=1e-2, **shape)
+    shape |= dict(loss_func=loss_for(data, device=dls.device), wd=1e-2)
+    try: learn = vision_learner(dls, getattr(tv, arch), pretrained=pretrained, **shape)
     except OSError as e:
-        raise DataError(f'the ImageNet weights of {arch} could not be downloaded ({e}): connect to the internet, put '
-                        f'their file into {torch.hub.get_dir()}/checkpoints, or train from scratch with pretrained=False') from e
+        raise DataError(
+            f'the ImageNet weights of {arch} could not be downloaded ({e}): connect to the internet, put their '
+            f'file into {torch.hub.get_dir()}/checkpoints, or train from scratch: pretrained=False') from e
     return one_cycle(learn, epochs, lr, fine_tune=pretrained)
 
 # %% ../../nbs/imaging/01_classification.ipynb #98cc9bec
@@ -123,7 +125,7 @@ def largest_losses(judge:Judge, # of one split
     loss = -np.log(np.where(judge.y, given, 1 - given).clip(1e-6)).max(1)
     return np.argsort(-loss, kind='stable')[:n]
 
-# %% ../../nbs/imaging/01_classification.ipynb #69d2047e
+# %% ../../nbs/imaging/01_classification.ipynb #179f6100
 def classic_cnn(c_in:int, # channels of the image
                 n_out:int, # classes
                 kernel:int=3, # size of the kernels, odd

@@ -279,7 +279,7 @@ def _picture(name, fig):
     if data.tell() > 100_000: raise ValueError(f'keep {name!r}: the picture takes {data.tell() >> 10} kB, 100 at most: draw less, or smaller')
     return dict(name=name, kind='picture', png=base64.b64encode(data.getvalue()).decode())
 
-# %% ../../nbs/kit/02_chapter.ipynb #4fcf6ad3
+# %% ../../nbs/kit/02_chapter.ipynb #fa4476a1
 def keep(name:str, # by which `reached` finds it
          value, # table (DataFrame or Series), number, tuple (value, low, high), text, or matplotlib figure
          caption:str='', # what to see
@@ -296,7 +296,7 @@ def keep(name:str, # by which `reached` finds it
     _kept.add(name)
     for n in [name, *(row[0] for row in payload.get('rows', []) if row and isinstance(row[0], str))]: _note(n)
     about = f'<div style="font-size:90%;color:#555">{escape(caption)}</div>' if caption else ''
-    if payload['kind'] == 'table': text,html = value.round(digits).to_string(), value.round(digits).to_html()
+    if payload['kind'] == 'table': text,html = (show(float_format=lambda x: f'{x:.{digits}f}', na_rep='–') for show in (value.to_string, value.to_html))
     elif payload['kind'] == 'picture': text,html = f'picture: {name}',f'<img alt="{escape(caption or name)}" src="data:image/png;base64,{payload["png"]}">'
     else:
         text = ', '.join(f'{x:.{digits + 1}g}' if isinstance(x, float) else str(x) for x in (value if isinstance(value, tuple) else [value]))

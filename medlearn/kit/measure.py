@@ -53,13 +53,25 @@ def _pictures(run, chapter, folder):
         k |= dict(file=file.name, sha256=hashlib.sha256(data).hexdigest()[:12])
         yield file,data
 
-# %% ../../nbs/kit/09_measure.ipynb #be7afdf4
+# %% ../../nbs/kit/09_measure.ipynb #bfce3769
+def _alone(chapter, folder):
+    "A lock for one record, so that two measurements side by side lose nothing"
+    import tempfile
+    from filelock import FileLock
+    key = hashlib.sha256(str(record_path(chapter, folder).absolute()).encode()).hexdigest()[:16]
+    return FileLock(Path(tempfile.gettempdir())/f'medlearn-{key}.lock')
+
+# %% ../../nbs/kit/09_measure.ipynb #f7c6503d
 def put(chapter:str, # "part/topic"
         run:dict, # from `to_run`
         first:int=1, # the seed whose pictures are kept
         folder:Path=None, # of records; default: the course's own
        )->Path: # of the record
     "Put one run into a chapter's record, in place of an earlier one with the same parameters and seed"
+    with _alone(chapter, folder): return _put(chapter, run, first, folder)
+
+# %% ../../nbs/kit/09_measure.ipynb #5be00902
+def _put(chapter, run, first, folder):
     record = read_record(chapter, folder) or dict(format=FORMAT, chapter=chapter, runs=[], sabotage=[])
     files = list(_pictures(run, chapter, folder))
     same = lambda r: (r['parameters'], r['seed']) == (run['parameters'], run['seed'])
@@ -68,13 +80,17 @@ def put(chapter:str, # "part/topic"
         for file,data in files: runner.write_whole(file, data)
     return path
 
-# %% ../../nbs/kit/09_measure.ipynb #dce6ca34
+# %% ../../nbs/kit/09_measure.ipynb #1aa8be31
 def put_sabotage(chapter:str, # "part/topic"
                  row:dict, # a record of `runner.run_one`, run with --sabotage
                  path:Path, # the chapter's notebook
                  folder:Path=None, # of records; default: the course's own
                 )->Path: # of the record
     "Put down which claims fell when the chapter was broken on purpose"
+    with _alone(chapter, folder): return _put_sabotage(chapter, row, path, folder)
+
+# %% ../../nbs/kit/09_measure.ipynb #8f95367a
+def _put_sabotage(chapter, row, path, folder):
     record = read_record(chapter, folder) or dict(format=FORMAT, chapter=chapter, runs=[], sabotage=[])
     of = lambda passed: [c['claim'] for c in row['claims'] if c['passed'] is passed]
     new = dict(kind=row['sabotage'], profile=row['profile'], seed=row['seed'], date=row['started'][:10], code=code_of(path),
@@ -82,7 +98,7 @@ def put_sabotage(chapter:str, # "part/topic"
     rest = [s for s in record.get('sabotage', []) if s['kind'] != new['kind']]
     return write_record(record | dict(sabotage=sorted(rest + [new], key=lambda s: s['kind'])), folder)
 
-# %% ../../nbs/kit/09_measure.ipynb #a7b32a7f
+# %% ../../nbs/kit/09_measure.ipynb #2e626950
 def state(chapter:str, # "part/topic"
           path:Path, # its notebook
           folder:Path=None, # of records; default: the course's own
@@ -97,7 +113,7 @@ def state(chapter:str, # "part/topic"
     return dict(chapter=chapter, state='changed since' if since else 'measured', runs=len(record['runs']), since=since,
                 date=max(r['date'] for r in record['runs']), unshaken=[n for n in names if n in tried and n not in fell])
 
-# %% ../../nbs/kit/09_measure.ipynb #639693dd
+# %% ../../nbs/kit/09_measure.ipynb #ded4a5fd
 def to_measure(chapter:str, # "part/topic"
                seeds=(), # default: what the chapter wants
                params:dict=None, # name -> text, as typed, instead of what the chapter wants
@@ -115,7 +131,7 @@ def to_measure(chapter:str, # "part/topic"
         runs = [like | params]
     return [job for r in runs for job in runner.plan([chapter], 'full', seeds or want['seeds'], r, cwd, nbs)]
 
-# %% ../../nbs/kit/09_measure.ipynb #dabba135
+# %% ../../nbs/kit/09_measure.ipynb #d9d32adb
 def up_to_date(job, # a `runner.Job`
                folder:Path=None, # of records; default: the course's own
               )->bool: # is this run on record, measured with today's code?
@@ -125,7 +141,7 @@ def up_to_date(job, # a `runner.Job`
     same = [r for r in (record or {}).get('runs', []) if (r['parameters'], r['seed']) == (short, job.seed)]
     return bool(same) and not changed(same[0], job.path)
 
-# %% ../../nbs/kit/09_measure.ipynb #b784c76c
+# %% ../../nbs/kit/09_measure.ipynb #3ad6208c
 def measure(jobs:list, # from `to_measure`; they may belong to several chapters
             out:Path, # where executed notebooks go
             kinds=('answers', 'untrained'), # of sabotage, each run once in the smoke profile
@@ -151,7 +167,7 @@ def measure(jobs:list, # from `to_measure`; they may belong to several chapters
         tell(job, row if not why else row | dict(error=why))
     return broken
 
-# %% ../../nbs/kit/09_measure.ipynb #5b2fbe69
+# %% ../../nbs/kit/09_measure.ipynb #1bd9c744
 def _put_down(job, kind, row, folder):
     "Put a run on record; the reason why it could not be, or None"
     first = wanted(job.path)['seeds'][0]
