@@ -5,31 +5,42 @@
 # %% auto #0
 __all__ = ['wanted', 'to_run', 'put', 'put_sabotage', 'state', 'to_measure', 'up_to_date', 'measure']
 
-# %% ../../nbs/kit/09_measure.ipynb #448383a2
-import base64,hashlib,re,threading
+# %% ../../nbs/kit/09_measure.ipynb #32138914
+import ast,base64,hashlib,re,threading
 from pathlib import Path
 from . import runner
 from .code import code_of
 from .figures import FORMAT,RecordError,changed,read_record,record_path,write_record
 
-# %% ../../nbs/kit/09_measure.ipynb #edc021a5
+# %% ../../nbs/kit/09_measure.ipynb #65422b3d
+def _literal(node):
+    "Value of a literal, in which dict(a=1) counts as one"
+    if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'dict' and not node.args:
+        return {k.arg: _literal(k.value) for k in node.keywords}
+    if isinstance(node, (ast.List, ast.Tuple)): return [_literal(n) for n in node.elts]
+    return ast.literal_eval(node)
+
+# %% ../../nbs/kit/09_measure.ipynb #283db687
 def wanted(path:Path # a chapter's notebook
           )->dict: # seeds, runs (list of parameters), why
     "What a chapter wants to be measured on"
     found = dict(seeds=(1, 2, 3), runs=[{}], why='')
     for c in runner._cells(path):
         code = ''.join(c['source'])
-        if c['cell_type'] == 'code' and re.match(r'(?m)(?:#.*\n)*measured = ', code): found |= runner._literals(code, path)['measured']
+        if c['cell_type'] != 'code' or not re.search(r'(?m)^measured = ', code): continue
+        node = next(s.value for s in ast.parse(code).body if isinstance(s, ast.Assign) and s.targets[0].id == 'measured')
+        try: found |= _literal(node)
+        except (ValueError, TypeError) as e: raise RecordError(f'{path}: measured = {ast.unparse(node)} is no literal') from e
     if len(found['seeds']) < 3 and not found['why']: raise RecordError(f'{path}: measured with {len(found["seeds"])} seeds: three, or why="..."')
     return found
 
-# %% ../../nbs/kit/09_measure.ipynb #dc9eaeba
+# %% ../../nbs/kit/09_measure.ipynb #1a8192bc
 def _short(params, defaults):
     "Parameters as the record names them: what differs from the defaults, paths and files by their stem"
     stem = lambda v: Path(v).name.removesuffix('.npz') if isinstance(v, str) and ('/' in v or v.endswith('.npz')) else v
     return {k: stem(v) for k,v in params.items() if k not in ('profile', 'seed') and v != defaults.get(k)}
 
-# %% ../../nbs/kit/09_measure.ipynb #83f340dd
+# %% ../../nbs/kit/09_measure.ipynb #5525d31c
 def to_run(row:dict, # a record of `runner.run_one`
            path:Path, # the chapter's notebook
           )->dict: # as it stands in the chapter's record
@@ -43,7 +54,7 @@ def to_run(row:dict, # a record of `runner.run_one`
                 claims=[{k: v for k,v in c.items() if v is not None} for c in row['claims']],
                 kept={k['name']: {x: v for x,v in k.items() if x != 'name'} for k in kept})
 
-# %% ../../nbs/kit/09_measure.ipynb #ef8e56a2
+# %% ../../nbs/kit/09_measure.ipynb #105be70e
 def _pictures(run, chapter, folder):
     "Put the kept pictures of a run into files of their own; the record names them"
     for name,k in run['kept'].items():
@@ -53,7 +64,7 @@ def _pictures(run, chapter, folder):
         k |= dict(file=file.name, sha256=hashlib.sha256(data).hexdigest()[:12])
         yield file,data
 
-# %% ../../nbs/kit/09_measure.ipynb #bfce3769
+# %% ../../nbs/kit/09_measure.ipynb #ca4b508d
 def _alone(chapter, folder):
     "A lock for one record, so that two measurements side by side lose nothing"
     import tempfile
@@ -61,7 +72,7 @@ def _alone(chapter, folder):
     key = hashlib.sha256(str(record_path(chapter, folder).absolute()).encode()).hexdigest()[:16]
     return FileLock(Path(tempfile.gettempdir())/f'medlearn-{key}.lock')
 
-# %% ../../nbs/kit/09_measure.ipynb #f7c6503d
+# %% ../../nbs/kit/09_measure.ipynb #fcc3a4b6
 def put(chapter:str, # "part/topic"
         run:dict, # from `to_run`
         first:int=1, # the seed whose pictures are kept
@@ -70,7 +81,7 @@ def put(chapter:str, # "part/topic"
     "Put one run into a chapter's record, in place of an earlier one with the same parameters and seed"
     with _alone(chapter, folder): return _put(chapter, run, first, folder)
 
-# %% ../../nbs/kit/09_measure.ipynb #5be00902
+# %% ../../nbs/kit/09_measure.ipynb #2049d07f
 def _put(chapter, run, first, folder):
     record = read_record(chapter, folder) or dict(format=FORMAT, chapter=chapter, runs=[], sabotage=[])
     files = list(_pictures(run, chapter, folder))
@@ -80,7 +91,7 @@ def _put(chapter, run, first, folder):
         for file,data in files: runner.write_whole(file, data)
     return path
 
-# %% ../../nbs/kit/09_measure.ipynb #1aa8be31
+# %% ../../nbs/kit/09_measure.ipynb #37d21d77
 def put_sabotage(chapter:str, # "part/topic"
                  row:dict, # a record of `runner.run_one`, run with --sabotage
                  path:Path, # the chapter's notebook
@@ -89,7 +100,7 @@ def put_sabotage(chapter:str, # "part/topic"
     "Put down which claims fell when the chapter was broken on purpose"
     with _alone(chapter, folder): return _put_sabotage(chapter, row, path, folder)
 
-# %% ../../nbs/kit/09_measure.ipynb #8f95367a
+# %% ../../nbs/kit/09_measure.ipynb #6404197a
 def _put_sabotage(chapter, row, path, folder):
     record = read_record(chapter, folder) or dict(format=FORMAT, chapter=chapter, runs=[], sabotage=[])
     of = lambda passed: [c['claim'] for c in row['claims'] if c['passed'] is passed]
@@ -98,7 +109,7 @@ def _put_sabotage(chapter, row, path, folder):
     rest = [s for s in record.get('sabotage', []) if s['kind'] != new['kind']]
     return write_record(record | dict(sabotage=sorted(rest + [new], key=lambda s: s['kind'])), folder)
 
-# %% ../../nbs/kit/09_measure.ipynb #2e626950
+# %% ../../nbs/kit/09_measure.ipynb #99f5330d
 def state(chapter:str, # "part/topic"
           path:Path, # its notebook
           folder:Path=None, # of records; default: the course's own
@@ -113,7 +124,7 @@ def state(chapter:str, # "part/topic"
     return dict(chapter=chapter, state='changed since' if since else 'measured', runs=len(record['runs']), since=since,
                 date=max(r['date'] for r in record['runs']), unshaken=[n for n in names if n in tried and n not in fell])
 
-# %% ../../nbs/kit/09_measure.ipynb #ded4a5fd
+# %% ../../nbs/kit/09_measure.ipynb #2444a691
 def to_measure(chapter:str, # "part/topic"
                seeds=(), # default: what the chapter wants
                params:dict=None, # name -> text, as typed, instead of what the chapter wants
@@ -131,7 +142,7 @@ def to_measure(chapter:str, # "part/topic"
         runs = [like | params]
     return [job for r in runs for job in runner.plan([chapter], 'full', seeds or want['seeds'], r, cwd, nbs)]
 
-# %% ../../nbs/kit/09_measure.ipynb #d9d32adb
+# %% ../../nbs/kit/09_measure.ipynb #b8040f21
 def up_to_date(job, # a `runner.Job`
                folder:Path=None, # of records; default: the course's own
               )->bool: # is this run on record, measured with today's code?
@@ -141,7 +152,7 @@ def up_to_date(job, # a `runner.Job`
     same = [r for r in (record or {}).get('runs', []) if (r['parameters'], r['seed']) == (short, job.seed)]
     return bool(same) and not changed(same[0], job.path)
 
-# %% ../../nbs/kit/09_measure.ipynb #3ad6208c
+# %% ../../nbs/kit/09_measure.ipynb #b6d2b19e
 def measure(jobs:list, # from `to_measure`; they may belong to several chapters
             out:Path, # where executed notebooks go
             kinds=('answers', 'untrained'), # of sabotage, each run once in the smoke profile
@@ -167,7 +178,7 @@ def measure(jobs:list, # from `to_measure`; they may belong to several chapters
         tell(job, row if not why else row | dict(error=why))
     return broken
 
-# %% ../../nbs/kit/09_measure.ipynb #1bd9c744
+# %% ../../nbs/kit/09_measure.ipynb #51afb14c
 def _put_down(job, kind, row, folder):
     "Put a run on record; the reason why it could not be, or None"
     first = wanted(job.path)['seeds'][0]
