@@ -3,10 +3,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: course pretend-gpu test lab export lock clean
+.PHONY: course prove measure pretend-gpu test lab export lock clean
 
 course: $(READY)
 	$(BIN)/medlearn run --profile smoke
+
+# Break every chapter that trains on purpose, and list the claims that fell: each chapter has to notice.
+prove: $(READY)
+	$(BIN)/medlearn run foundations imaging sequences --sabotage answers --jobs 2
+
+# Measure again, in full, what is on record and has changed since: hours; interrupted, it goes on from there.
+measure: $(READY)
+	$(BIN)/medlearn measure --stale
 
 # The chapters that train, by the rules of a GPU, where there is none: tests/pretended_gpu/rules.py says which rules.
 pretend-gpu: $(READY)

@@ -1,4 +1,4 @@
-"Reads settings.ini, the one place for names, versions and requirements; packs cards and notebooks into the wheel"
+"Reads settings.ini, the one place for names, versions and requirements; packs cards, records and notebooks into the wheel"
 from configparser import ConfigParser
 from pathlib import Path
 from setuptools import find_packages, setup
@@ -15,8 +15,8 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=" + cfg["min_python"], install_requires=cfg["requirements"].split(),
     extras_require=extras | {"all": sorted({r for k, v in extras.items() if k != "dev" for r in v})},
-    packages=find_packages(include=["medlearn", "medlearn.*"]) + ["medlearn._cards", "medlearn._nbs"],
-    package_dir={"medlearn._cards": "data/cards", "medlearn._nbs": "nbs"},
-    package_data={"medlearn._cards": ["*.toml"], "medlearn._nbs": ["**/*.ipynb"]},
+    packages=find_packages(include=["medlearn", "medlearn.*"]) + ["medlearn._cards", "medlearn._data", "medlearn._nbs"],
+    package_dir={"medlearn._cards": "data/cards", "medlearn._data": "data", "medlearn._nbs": "nbs"},
+    package_data={"medlearn._cards": ["*.toml"], "medlearn._data": ["published.toml", "figures/*.json", "figures/*.png"], "medlearn._nbs": ["**/*.ipynb"]},
     entry_points={"console_scripts": cfg["console_scripts"].split()},
 )

@@ -22,7 +22,7 @@ def nbs(tmp_path_factory):
     "Two chapters: one reads a data set and holds, one claims too much"
     nbs = tmp_path_factory.mktemp('nbs')
     def chapter(name, passed, params, cell=''):
-        bound = f'(.9, .8, .95), at_least={.85 if passed else .99}, source="a [paper]"'
+        bound = f'(.9, .8, .95), at_least={.75 if passed else .99}, source="definition: a [paper]"'
         last = f'from medlearn.kit.chapter import claim\nclaim("AUROC", {bound})'
         cells = [v4.new_markdown_cell('# A title\n\n> A promise.'), *map(v4.new_code_cell, (params, cell, last))]
         cells[1].metadata['tags'] = ['parameters']
@@ -43,7 +43,7 @@ def test_status_0_with_a_relative_dataset(nbs, tmp_path):
     row = json.loads(results.read_text())['runs'][0]
     assert row['status'] == 'passed'
     assert row['parameters'] == dict(profile='full', seed=7, dataset=str(tmp_path/'mine.csv'))
-    shown = ('passed   imaging/reads/full-seed7', '0.9 [0.8, 0.95]', 'a [paper]', str(results))
+    shown = ('passed   imaging/reads/full-seed7', '0.9 [0.8, 0.95]', 'definition: a [paper]', str(results))
     assert '\x1b' not in done.stdout and all(text in done.stdout for text in shown)
 
 

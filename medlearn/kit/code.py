@@ -50,11 +50,20 @@ def _root(node):
     while isinstance(node, (ast.Attribute, ast.Subscript, ast.Call)): node = node.func if isinstance(node, ast.Call) else node.value
     return getattr(node, 'id', '')
 
-# %% ../../nbs/kit/04_code.ipynb #2d25bf4f
+# %% ../../nbs/kit/04_code.ipynb #03be376e
 def _stores(tree): return {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)} | {
     n.name for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
 
-def _loads(tree): return {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+def _needs(tree):
+    "Names that a cell reads and has not bound itself before"
+    found,bound = set(),set()
+    for s in tree.body:
+        inner = {n.id for part in ast.walk(s) for target in [getattr(part, 'target', None)] if target and not isinstance(part, ast.AugAssign)
+                 for n in ast.walk(target) if isinstance(n, ast.Name)}
+        loads = {n.id for n in ast.walk(s) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+        found |= loads - bound - inner
+        bound |= _stores(s)
+    return found
 
 # %% ../../nbs/kit/04_code.ipynb #125ec6fb
 def only_draws(code:str, # of a cell
@@ -93,7 +102,7 @@ def _module(name, home):
     code = (Path(home)/f'{name}.py').read_text(encoding='utf-8')
     return _sha(plain_code(code)), tuple(sorted(set(_imports(ast.parse(code), ('medlearn', *name.split('/')[:-1])))))
 
-# %% ../../nbs/kit/04_code.ipynb #2f301f51
+# %% ../../nbs/kit/04_code.ipynb #7403024f
 def code_of(path:Path, # a chapter's notebook
             home:Path=None, # folder of the package; default: the one that is imported
            )->dict: # "chapter", and each reached module as "part/topic" -> digest
@@ -103,9 +112,9 @@ def code_of(path:Path, # a chapter's notebook
     codes = [re.sub(r'(?m)^([ \t]*)[%!].*$', r'\1pass', c) for c in codes]
     parsed = [(c, ast.parse(c)) for c in codes]
     counted,todo,found = [],set(),{}
-    loads = [_loads(tree) for _,tree in parsed]
-    readers = Counter(name for names in loads for name in names)
-    for (code,tree),own in zip(parsed, loads):
+    needs = [_needs(tree) for _,tree in parsed]
+    readers = Counter(name for names in needs for name in names)
+    for (code,tree),own in zip(parsed, needs):
         todo |= set(_imports(tree))
         others = {name for name,n in readers.items() if n > (name in own)}
         imports_only = all(isinstance(s, (ast.Import, ast.ImportFrom)) for s in tree.body)

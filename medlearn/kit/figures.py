@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'RecordError', 'data_folder', 'record_path', 'read_record', 'write_record', 'changed', 'provenance', 'Shown',
-           'reached', 'fell', 'published']
+           'short_parameters', 'reached', 'fell', 'published']
 
 # %% ../../nbs/kit/05_figures.ipynb #3e70ea09
 import base64,hashlib,json,re
@@ -126,14 +126,15 @@ def _range(numbers):
     if len(n) > 2 and n == list(range(n[0], n[-1] + 1)): return f'{n[0]} to {n[-1]}'
     return ', '.join(map(str, n[:-1])) + ' and '*(len(n) > 1) + str(n[-1])
 
-# %% ../../nbs/kit/05_figures.ipynb #4c1ce1a7
+# %% ../../nbs/kit/05_figures.ipynb #606794ba
 def provenance(runs:list # of a record
               )->str: # "full profile, seeds 1 to 3, 2 threads of Intel ..., 12 minutes each, 2026-12-01, commit ..."
     "How runs were measured, in one line"
     one = lambda key: ' / '.join(dict.fromkeys(str(r[key]) for r in runs if r.get(key) is not None))
     seeds = [r['seed'] for r in runs if r['seed'] is not None]
     seeds = f'seed{"s"*(len(seeds) > 1)} {_range(seeds)}' if seeds else ''
-    where = one('gpu') or f'{one("threads")} threads of {one("processor")}'
+    n = one('threads')
+    where = one('gpu') or f'{n} thread{"s"*(n != "1")} of {one("processor")}'
     minutes = sum(r['seconds'] for r in runs)/len(runs)/60
     time = f'{minutes:.0f} minutes each' if minutes >= 1.5 else f'{60*minutes:.0f} seconds each'
     data = ' and '.join(dict.fromkeys(i['name'] for i in runs[0].get('inputs', [])))
@@ -155,10 +156,18 @@ def _this_chapter():
     found = re.findall(r'(?m)^#\|\s*default_exp\s+(\S+)', '\n'.join(map(str, cells)))
     return found[-1].replace('.', '/') if found else None
 
-# %% ../../nbs/kit/05_figures.ipynb #d409ed71
+# %% ../../nbs/kit/05_figures.ipynb #5647317f
+def short_parameters(params:dict, # of a run
+                     defaults:dict, # of the chapter
+                    )->dict:
+    "Parameters as the record names them: what differs from the defaults, files by their stem"
+    stem = lambda v: Path(v).name.removesuffix('.npz') if isinstance(v, str) and ('/' in v or v.endswith('.npz')) else v
+    return {k: stem(v) for k,v in params.items() if k not in ('profile', 'seed') and v != defaults.get(k)}
+
+# %% ../../nbs/kit/05_figures.ipynb #60ea4c7a
 def _chosen(record, name, path, params):
     "Runs of a record that kept `name`, for the default parameters or those asked for"
-    if params.get('dataset'): params = _short(params, {})
+    if params.get('dataset'): params = short_parameters(params, {})
     if params.get('dataset') == runner.describe(path)['parameters'].get('dataset'): params = {k: v for k,v in params.items() if k != 'dataset'}
     fits = [r for r in record['runs'] if r['parameters'].get('dataset') == params.get('dataset')
             and all(r['parameters'].get(k) == v for k,v in params.items())]
@@ -168,7 +177,7 @@ def _chosen(record, name, path, params):
         raise RecordError(f'{record["chapter"]} never kept {name!r}{f" for {params}" if params else ""}; nearest: {near}')
     return [r for r in fits if name in r['kept'] and r['parameters'] == fits[0]['parameters']]
 
-# %% ../../nbs/kit/05_figures.ipynb #73480024
+# %% ../../nbs/kit/05_figures.ipynb #9c82a277
 def reached(name:str, # as in `keep`
             dataset:str=None, # for which data; default: the chapter's own
             chapter:str=None, # "part/topic"; default: the one that runs
@@ -197,7 +206,7 @@ def reached(name:str, # as in `keep`
     if published: rows,line = rows + _rows_beside(columns, *published),line + _words_beside(*published)
     return _shown((columns, rows), line, since)
 
-# %% ../../nbs/kit/05_figures.ipynb #203c2382
+# %% ../../nbs/kit/05_figures.ipynb #22e055af
 def _triple(kept, digits):
     "A kept tuple over several seeds: the value with its interval"
     value,*ends = zip(*(k['value'] for k in kept))
@@ -208,7 +217,7 @@ def _image(kept, chapter, folder):
     data = (record_path(chapter, folder).parent/kept['file']).read_bytes()
     return f'<img alt="{escape(kept.get("caption") or kept["file"])}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
 
-# %% ../../nbs/kit/05_figures.ipynb #d332820c
+# %% ../../nbs/kit/05_figures.ipynb #d2a52b94
 def _shown(what, line, since):
     "A table (columns, rows) or HTML, with the line of its provenance and, in red, what has changed since"
     stale = f'Measured with other code: {", ".join(since)} changed since.' if since else ''
@@ -222,7 +231,7 @@ def _shown(what, line, since):
     if stale: html += f'<div style="border-left:4px solid #c33;padding:2px 10px"><b>{escape(stale)}</b></div>'
     return Shown(html, '\n'.join(filter(None, [text, line, stale])))
 
-# %% ../../nbs/kit/05_figures.ipynb #47ed65f2
+# %% ../../nbs/kit/05_figures.ipynb #26cb1a26
 def fell(chapter:str=None, # "part/topic"; default: the one that runs
          folder:Path=None, # of records; default: the course's own
         )->Shown:
@@ -231,21 +240,21 @@ def fell(chapter:str=None, # "part/topic"; default: the one that runs
     record = chapter and read_record(chapter, folder)
     tried = (record or {}).get('sabotage', [])
     if not tried: return _shown('', f'Not tried yet: medlearn measure {chapter}', [])
-    names = dict.fromkeys(c for s in tried for c in [*s['held'], *s['fell']])
-    word = lambda s,c: 'falls' if c in s['fell'] else 'holds' if c in s['held'] else 'not reached'
+    names = dict.fromkeys(c for s in tried for c in s['holds'])
+    word = lambda s,c: {True: 'holds', False: 'falls', None: 'not reached'}[s['holds'].get(c)]
     rows = [[c, *(word(s, c) for s in tried)] for c in names]
     line = ', '.join(f'{s["profile"]} profile, seed {s["seed"]}, {s["date"]}' for s in tried[:1])
     path = runner.chapters().get(chapter)
     since = list(dict.fromkeys(c for s in tried for c in changed(s, path))) if path else []
     return _shown((['claim', *(f'{s["kind"]} sabotaged' for s in tried)], rows), line, since)
 
-# %% ../../nbs/kit/05_figures.ipynb #1f38d0a5
+# %% ../../nbs/kit/05_figures.ipynb #75eebe3b
 @lru_cache(1)
 def _published():
     import tomllib
     return tomllib.loads((data_folder()/'published.toml').read_text(encoding='utf-8'))
 
-# %% ../../nbs/kit/05_figures.ipynb #6075ac19
+# %% ../../nbs/kit/05_figures.ipynb #0c769ec5
 def published(table:str, # "medmnist", ...
               data:str, # set within it, such as "pneumoniamnist"
              ): # DataFrame, one row a model; `attrs` has source, protocol and differs; empty where nothing was published
@@ -258,7 +267,7 @@ def published(table:str, # "medmnist", ...
     df.attrs = {k: t[k] for k in ('source', 'protocol', 'differs')}
     return df
 
-# %% ../../nbs/kit/05_figures.ipynb #28d7fcf9
+# %% ../../nbs/kit/05_figures.ipynb #f342d03e
 def _rows_beside(columns, table, data):
     "Published rows in the columns of a shown table"
     rows = []

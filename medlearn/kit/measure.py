@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['wanted', 'to_run', 'put', 'put_sabotage', 'state', 'to_measure', 'up_to_date', 'measure']
 
-# %% ../../nbs/kit/09_measure.ipynb #32138914
+# %% ../../nbs/kit/09_measure.ipynb #dbba675e
 import ast,base64,hashlib,re,threading
 from pathlib import Path
 from . import runner
 from .code import code_of
-from .figures import FORMAT,RecordError,changed,read_record,record_path,write_record
+from .figures import FORMAT,RecordError,changed,read_record,record_path,short_parameters,write_record
 
 # %% ../../nbs/kit/09_measure.ipynb #65422b3d
 def _literal(node):
@@ -34,13 +34,14 @@ def wanted(path:Path # a chapter's notebook
     if len(found['seeds']) < 3 and not found['why']: raise RecordError(f'{path}: measured with {len(found["seeds"])} seeds: three, or why="..."')
     return found
 
-# %% ../../nbs/kit/09_measure.ipynb #1a8192bc
-def _short(params, defaults):
-    "Parameters as the record names them: what differs from the defaults, paths and files by their stem"
-    stem = lambda v: Path(v).name.removesuffix('.npz') if isinstance(v, str) and ('/' in v or v.endswith('.npz')) else v
-    return {k: stem(v) for k,v in params.items() if k not in ('profile', 'seed') and v != defaults.get(k)}
+# %% ../../nbs/kit/09_measure.ipynb #3dc7967c
+def _tidy(claim):
+    "A claim as it reads in a record: in order, rounded, and without what it has not"
+    number = lambda v: float(f'{v:.6g}') if isinstance(v, float) else v
+    order = 'claim passed value low high direction bound tol margin by source why'.split()
+    return {k: number(claim[k]) for k in order if claim.get(k) is not None}
 
-# %% ../../nbs/kit/09_measure.ipynb #5525d31c
+# %% ../../nbs/kit/09_measure.ipynb #754b5108
 def to_run(row:dict, # a record of `runner.run_one`
            path:Path, # the chapter's notebook
           )->dict: # as it stands in the chapter's record
@@ -49,9 +50,9 @@ def to_run(row:dict, # a record of `runner.run_one`
     twice = [n for i,n in enumerate(seen) if n in seen[:i]]
     if twice: raise RecordError(f'{row["chapter"]} keeps two results under one name: {twice[0]!r}')
     keys = 'commit device gpu processor threads seconds peak_mb versions status'.split()
-    return dict(parameters=_short(row['parameters'], runner.describe(path)['parameters']), seed=row['seed'], date=row['started'][:10],
+    return dict(parameters=short_parameters(row['parameters'], runner.describe(path)['parameters']), seed=row['seed'], date=row['started'][:10],
                 **{k: row.get(k) for k in keys if row.get(k) is not None}, inputs=row['data'], code=code_of(path),
-                claims=[{k: v for k,v in c.items() if v is not None} for c in row['claims']],
+                claims=[_tidy(c) for c in row['claims']],
                 kept={k['name']: {x: v for x,v in k.items() if x != 'name'} for k in kept})
 
 # %% ../../nbs/kit/09_measure.ipynb #105be70e
@@ -100,16 +101,15 @@ def put_sabotage(chapter:str, # "part/topic"
     "Put down which claims fell when the chapter was broken on purpose"
     with _alone(chapter, folder): return _put_sabotage(chapter, row, path, folder)
 
-# %% ../../nbs/kit/09_measure.ipynb #6404197a
+# %% ../../nbs/kit/09_measure.ipynb #0a6bad00
 def _put_sabotage(chapter, row, path, folder):
     record = read_record(chapter, folder) or dict(format=FORMAT, chapter=chapter, runs=[], sabotage=[])
-    of = lambda passed: [c['claim'] for c in row['claims'] if c['passed'] is passed]
     new = dict(kind=row['sabotage'], profile=row['profile'], seed=row['seed'], date=row['started'][:10], code=code_of(path),
-               error=row['error'], fell=of(False), held=of(True))
+               error=row['error'], holds={c['claim']: c['passed'] for c in row['claims']})
     rest = [s for s in record.get('sabotage', []) if s['kind'] != new['kind']]
     return write_record(record | dict(sabotage=sorted(rest + [new], key=lambda s: s['kind'])), folder)
 
-# %% ../../nbs/kit/09_measure.ipynb #99f5330d
+# %% ../../nbs/kit/09_measure.ipynb #ec715d18
 def state(chapter:str, # "part/topic"
           path:Path, # its notebook
           folder:Path=None, # of records; default: the course's own
@@ -118,11 +118,11 @@ def state(chapter:str, # "part/topic"
     record = read_record(chapter, folder)
     if not record or not record['runs']: return dict(chapter=chapter, state='never measured', runs=0, since=[], date=None, unshaken=[])
     since = list(dict.fromkeys(c for r in record['runs'] for c in changed(r, path)))
-    fell = {c for s in record.get('sabotage', []) for c in s['fell']}
-    tried = {c for s in record.get('sabotage', []) for c in [*s['fell'], *s['held']]}
+    tried = [item for s in record.get('sabotage', []) for item in s['holds'].items()]
+    fell = {c for c,holds in tried if not holds}
     names = dict.fromkeys(c['claim'] for r in record['runs'] for c in r['claims'])
     return dict(chapter=chapter, state='changed since' if since else 'measured', runs=len(record['runs']), since=since,
-                date=max(r['date'] for r in record['runs']), unshaken=[n for n in names if n in tried and n not in fell])
+                date=max(r['date'] for r in record['runs']), unshaken=[n for n in names if n in dict(tried) and n not in fell])
 
 # %% ../../nbs/kit/09_measure.ipynb #2444a691
 def to_measure(chapter:str, # "part/topic"
@@ -142,13 +142,13 @@ def to_measure(chapter:str, # "part/topic"
         runs = [like | params]
     return [job for r in runs for job in runner.plan([chapter], 'full', seeds or want['seeds'], r, cwd, nbs)]
 
-# %% ../../nbs/kit/09_measure.ipynb #b8040f21
+# %% ../../nbs/kit/09_measure.ipynb #74bac392
 def up_to_date(job, # a `runner.Job`
                folder:Path=None, # of records; default: the course's own
               )->bool: # is this run on record, measured with today's code?
     "Need a run not be measured again?"
     record = read_record(job.chapter, folder)
-    short = _short(job.parameters, runner.describe(job.path)['parameters'])
+    short = short_parameters(job.parameters, runner.describe(job.path)['parameters'])
     same = [r for r in (record or {}).get('runs', []) if (r['parameters'], r['seed']) == (short, job.seed)]
     return bool(same) and not changed(same[0], job.path)
 

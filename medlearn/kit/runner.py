@@ -338,7 +338,9 @@ def _watch(proc, tag, limit, stop, tell):
     lines,deadline = queue.Queue(),time.monotonic() + (limit or 1e9)
     end,peak,ended,at = {},0,None,' before its first cell'
     def read():
-        for line in proc.stdout: lines.put(json.loads(line))
+        try:
+            for line in proc.stdout: lines.put(json.loads(line))
+        except ValueError: pass
         lines.put(None)
     threading.Thread(target=read, daemon=True).start()
     while ended is None:
