@@ -7,7 +7,7 @@ import numpy as np, pandas as pd, pytest, torch
 from hypothesis import given, settings, strategies as st
 from sklearn.metrics import log_loss
 
-from medlearn.data.events import Records, Vocabulary, landmark, nafld, read_mimic, read_records, stream
+from medlearn.data.events import Records, Vocabulary, landmark, nafld, pbc, read_mimic, read_records, stream
 from medlearn.data.events import summaries
 from medlearn.foundations.evaluation import auroc
 from medlearn.foundations.sequences import read_all
@@ -154,6 +154,94 @@ def test_person_period(cohort):
     class Half:
         def predict_proba(self, x): return np.full((len(x), 2), .5)
     assert np.allclose(R.hazard_curves(Half(), np.zeros((3, 2)), 4), [.5, .25, .125, .0625])
+
+
+# The censored
+
+def study(n, seed=0):
+    "Made-up times with known truth: a score, whether the event comes within 5 years, and what a study with dropouts sees of it"
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=n)
+    event, leave = rng.exponential(12*np.exp(-x)), rng.uniform(0, 8, n)
+    time = np.minimum(np.minimum(event, leave), 5)
+    return x, event <= 5, time, (event <= leave) & (event <= 5)
+
+
+def test_weights_by_hand():
+    assert np.allclose(R.censoring_weights([1, 2, 3, 3], [True, False, True, False], 3), [1, 0, 1.5, 1.5])
+    assert np.allclose(R.censoring_weights([2, 2, 3], [True, False, False], 3), [1, 0, 2])
+    assert np.allclose(R.censoring_weights([5, 5, 7], [False]*3, 5), 1)
+    with pytest.raises(DataError, match='none of 2 people was followed up to day 9'): R.censoring_weights([1, 2], [False, False], 9)
+    with pytest.raises(DataError, match='times run from'): R.censoring_weights([1, np.nan], [False, True], 9)
+
+
+@given(st.lists(st.tuples(st.integers(1, 12), st.booleans()), min_size=2, max_size=40))
+@settings(max_examples=80, deadline=None)
+def test_the_weighted_share_is_kaplan_meier(rows):
+    from scipy.stats import CensoredData, ecdf
+    t, e = map(np.array, zip(*[(min(t, 8), e and t <= 8) for t, e in rows]))
+    if (~e & (t < 8)).all(): return
+    w = R.censoring_weights(t, e, 8)
+    assert (w[~e & (t < 8)] == 0).all() and (w[e | (t >= 8)] >= 1).all()
+    risk = 1 - ecdf(CensoredData.right_censored(t, ~e)).sf.evaluate(8)
+    assert np.isclose((w*e).sum()/len(t), risk)
+    if t.max() >= 8: assert np.isclose(w.sum(), len(t))
+
+
+def test_weights_recover_the_truth_and_dropping_does_not():
+    from medlearn.foundations.evaluation import brier
+    x, truth, time, seen = study(60_000)
+    w, known = R.censoring_weights(time, seen, 5), seen | (time >= 5)
+    assert .3 < 1 - known.mean() < .6 and np.array_equal(w > 0, known) and (truth[known] == seen[known]).all()
+    assert abs(np.average(seen, weights=w) - truth.mean()) < .01 and seen[known].mean() - truth.mean() > .05
+    p = 1/(1 + np.exp(-x))
+    for metric, least in ((auroc, .004), (brier, .004)):
+        whole, some, left_out = (float(np.ravel(m)[0]) for m in (metric(truth, p), R.weighted(metric, w[known])(seen[known], p[known]), metric(seen[known], p[known])))
+        assert abs(some - whole) < .006 and abs(left_out - whole) > least and abs(some - whole) < .5*abs(left_out - whole), metric
+
+
+def test_weighted_scores_are_those_of_scikit_learn():
+    from sklearn.metrics import brier_score_loss, roc_auc_score
+    from medlearn.foundations.evaluation import brier, estimate, resample
+    x, _, time, seen = study(400, 3)
+    w = R.censoring_weights(time, seen, 5)
+    known, p = w > 0, 1/(1 + np.exp(-x))
+    y, p, w = seen[known], p[known], w[known]
+    assert np.isclose(R.weighted(auroc, w)(y, p)[0], roc_auc_score(y, p, sample_weight=w))
+    assert np.isclose(R.weighted(brier, w)(y, p)[0], brier_score_loss(y, p, sample_weight=w))
+    draws = resample(len(y), 3)
+    assert np.allclose(R.weighted(auroc, w)(y, p, draws), [roc_auc_score(y, p, sample_weight=w*d) for d in draws])
+    value, low, high = estimate(R.weighted(auroc, w), y, p, resample(len(y), 200))
+    assert low < value < high
+
+
+def test_weighted_training_is_scikit_learns_and_mends_the_mean():
+    from sklearn.linear_model import LogisticRegression
+    x, truth, time, seen = study(20_000, 1)
+    w = R.censoring_weights(time, seen, 5)
+    known = w > 0
+    X, y, w = x[known, None], seen[known], w[known]
+    model = [LogisticRegression(C=1.)]
+    ours = R.tuned(model, X, y, X, y, w, w).predict_proba(x[:, None])[:, 1]
+    assert np.allclose(ours, LogisticRegression(C=1.).fit(X, y, sample_weight=w).predict_proba(x[:, None])[:, 1])
+    plain = R.tuned(model, X, y, X, y).predict_proba(x[:, None])[:, 1]
+    assert abs(ours.mean() - truth.mean()) < .01 and plain.mean() - truth.mean() > .03
+    for models in R.baselines(len(X)).values():
+        tuned = R.tuned(models[:1], X, y, X, y, w, w)
+        assert abs(tuned.predict_proba(X)[:, 1]@w/w.sum() - y@w/w.sum()) < .01
+
+
+def test_an_honest_mean_is_the_work_of_the_loss():
+    from sklearn.linear_model import LogisticRegression
+    x, truth, time, seen = study(20_000, 2)
+    c = type('C', (), {})()
+    c.table = pd.DataFrame(dict(time=time, event=seen, label=0))
+    def mean_risk(K):
+        died, at_risk = R.intervals(c, np.arange(1, K + 1)*5/K)
+        hazards = LogisticRegression(C=1.).fit(*R.person_period(x[:, None], died, at_risk))
+        return (1 - R.hazard_curves(hazards, x[:, None], K)[:, -1]).mean()
+    wide, narrow = mean_risk(5), mean_risk(20)
+    assert abs(narrow - truth.mean()) < .015 and truth.mean() < wide < truth.mean() + .04 and seen[seen | (time >= 5)].mean() - truth.mean() > .05
 
 
 # Networks
@@ -327,6 +415,22 @@ def test_past_of_an_admission():
     assert new.event.str.startswith('drug').sum() > 1000
     ward = landmark(r, 1, event='death in hospital')
     assert not ward.history.events.event.str.startswith('discharge').any() and ward.history.events.event.str.startswith('drug').any()
+
+
+def test_the_pbc_trial_has_312_patients_and_290_at_its_landmark():
+    r = pbc()
+    assert len(r) == 312 and len(landmark(r, at=365, horizon=2922, event='death')) == 290
+
+
+def test_nafld_weights():
+    from scipy.stats import CensoredData, ecdf
+    c = landmark(nafld(), 730, 1826, 'diabetes')
+    c = c.take(c.table.index[c.table.time > 0])
+    t, e = c.table.time.to_numpy(), c.table.event.to_numpy(bool)
+    w, known = R.censoring_weights(t, e, 1826), c.table.label.to_numpy() >= 0
+    risk = 1 - ecdf(CensoredData.right_censored(t, ~e)).sf.evaluate(1826)
+    assert np.array_equal(w > 0, known) and np.isclose((w*e).sum()/len(c), risk) and np.isclose(w.sum(), len(c))
+    assert e[known].mean() > 1.3*risk
 
 
 def test_nafld_cohort():
