@@ -5,7 +5,9 @@ import torch
 from fastai.learner import Learner
 from medlearn.data.images import ImageSet
 from medlearn.foundations.training import Augment, fit, predict, tensor_loaders
-from medlearn.imaging.classification import classic_cnn, pixel_baseline, ready_made
+from medlearn.foundations.evaluation import Judge
+from medlearn.imaging.classification import (accuracy, baseline, classic_cnn, harmless, known_as, largest_losses,
+                                             pixel_baseline, ready_made, score_table, youden)
 from medlearn.kit.fetch import DataError
 
 
@@ -72,3 +74,44 @@ def test_an_unknown_architecture_names_the_known_ones():
 def test_baseline_sees_brightness():
     data = squares(k=3)
     assert (pixel_baseline(data)['test'].argmax(1) == data.part('test').labels).mean() > .9
+
+
+def test_models_beside_each_other():
+    from sklearn.metrics import accuracy_score, roc_auc_score
+    data = squares(400).part('test')
+    rng, judge = np.random.default_rng(0), Judge(data, 200)
+    p = np.clip(data.labels*.2 + rng.random(100)*.8, 0, 1)
+    p, plain = np.c_[1 - p, p], rng.random(100)
+    table = score_table(judge, dict(plain=plain, network=p), against='plain')
+    row = table.loc['network']
+    assert row.AUROC == pytest.approx(roc_auc_score(data.labels, p[:, 1])) and row['AUROC low'] < row.AUROC < row['AUROC high']
+    assert row.accuracy == pytest.approx(accuracy_score(data.labels, p.argmax(1))) == accuracy(judge, p)[0]
+    assert np.isnan(table.loc['plain', 'accuracy']) and table.loc['plain', 'gain'] == 0
+    assert row.gain == pytest.approx(row.AUROC - roc_auc_score(data.labels, plain))
+    assert list(table) == [c for w in ('AUROC', 'accuracy', 'gain') for c in (w, f'{w} low', f'{w} high')]
+
+
+def test_youden_is_sensitivity_and_specificity_less_one():
+    data = squares(400).part('test')
+    judge, p = Judge(data, 200), np.random.default_rng(0).random(100)
+    p = np.c_[1 - p, p]
+    report = judge.report(p, .4)
+    assert youden(judge, p, .4)[0] == pytest.approx(report.value.sensitivity + report.value.specificity - 1)
+    perfect = np.eye(2)[data.labels]
+    assert youden(judge, perfect, .5) == (1, 1, 1)
+
+
+def test_the_largest_losses_come_first():
+    data = squares(400, k=4).part('test')
+    p = np.full((100, 4), .1) + .6*np.eye(4)[data.labels]
+    p[7], p[3] = [.97, .01, .01, .01] if data.labels[7] else [.01, .97, .01, .01], .25
+    assert list(largest_losses(Judge(data, 10), p, 2)) == [7, 3]
+
+
+def test_sets_are_known_without_their_size_and_changed_as_they_may():
+    import dataclasses
+    named = lambda n: known_as(dataclasses.replace(squares(24), name=n))
+    assert [named(n) for n in ('pathmnist_64', 'mine.npz', 'lidc_nodules')] == ['pathmnist', 'mine', 'lidc_nodules']
+    assert harmless('organamnist').flip == 0 and harmless('pneumoniamnist').flip > 0 and harmless('lidc_nodules').zoom == 0
+    name, base = baseline(squares())
+    assert 'logistic' in name and base['test'].shape == (60, 2)

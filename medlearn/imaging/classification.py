@@ -6,14 +6,14 @@
 __all__ = ['known_as', 'score_table', 'accuracy', 'youden', 'harmless', 'pixel_baseline', 'baseline', 'ready_made',
            'largest_losses', 'classic_cnn']
 
-# %% ../../nbs/imaging/01_classification.ipynb #245f93cc
+# %% ../../nbs/imaging/01_classification.ipynb #0b05fb72
 import re
 import numpy as np,pandas as pd,torch,torch.nn.functional as F
 from pathlib import Path
 from torch import nn
 from fastai.learner import Learner
 from ..data.images import ImageSet
-from ..foundations.evaluation import Judge
+from ..foundations.evaluation import Judge,estimate
 from ..foundations.training import Augment,channels_first,loss_for,one_cycle,tensor_loaders
 from ..kit.fetch import DataError
 
@@ -115,15 +115,15 @@ def ready_made(data:ImageSet, # with splits train and valid
             f'file into {torch.hub.get_dir()}/checkpoints, or train from scratch: pretrained=False') from e
     return one_cycle(learn, epochs, lr, fine_tune=pretrained)
 
-# %% ../../nbs/imaging/01_classification.ipynb #98cc9bec
+# %% ../../nbs/imaging/01_classification.ipynb #7c2001bf
 def largest_losses(judge:Judge, # of one split
                    p:np.ndarray, # probabilities, shape (n, classes)
                    n:int=12, # how many
                   )->np.ndarray: # row numbers, the largest first
     "Images that a network got most wrong"
     given = p[:, 1:] if judge.two else p
-    loss = -np.log(np.where(judge.y, given, 1 - given).clip(1e-6)).max(1)
-    return np.argsort(-loss, kind='stable')[:n]
+    loss = -np.log(np.where(judge.y, given, 1 - given).clip(1e-6))
+    return np.argsort(-loss.max(1), kind='stable')[:n]
 
 # %% ../../nbs/imaging/01_classification.ipynb #179f6100
 def classic_cnn(c_in:int, # channels of the image
