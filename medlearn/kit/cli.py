@@ -393,8 +393,10 @@ def doctor():
     if not wrong:
         wrong = ailments()
         _table(_console(), None, dict(name='', value=''), _facts())
-    for extra in dict.fromkeys(r['extra'] for r in requirements() if r['extra'] and not r['ok']):
-        echo(f'Optional, not installed: {extra}. To add it: {sys.executable} -m pip install "medlearn[{extra}]"')
+    lacks = [r for r in requirements() if r['extra'] and not r['ok']]
+    for extra in dict.fromkeys(r['extra'] for r in lacks):
+        names = ' '.join(f'"{r["name"]}{r["spec"]}"' for r in lacks if r['extra'] == extra)
+        echo(f'Optional, not installed: {extra}. To add it: {sys.executable} -m pip install {names}')
     for what,cure in wrong: echo(f'WRONG: {what}\n  to mend it: {cure}')
     if not wrong: echo('Nothing that a chapter needs is missing.')
     raise Exit(int(bool(wrong)))

@@ -42,7 +42,7 @@ def record_path(chapter:str, # "part/topic"
     "The file of a chapter's record"
     return Path(folder or data_folder()/'figures')/f'{chapter.replace("/", "_")}.json'
 
-# %% ../../nbs/kit/05_figures.ipynb #97f989a7
+# %% ../../nbs/kit/05_figures.ipynb #77e3fffa
 def read_record(chapter:str, # "part/topic"
                 folder:Path=None, # of records; default: the course's own
                )->dict: # format, chapter, runs, sabotage; None where the chapter was never measured
@@ -56,7 +56,7 @@ def read_record(chapter:str, # "part/topic"
     except ValueError as e: raise bad(f'is not JSON: {e}', anew) from e
     if not isinstance(found, dict) or not isinstance(found.get('runs'), list): raise bad('is not a record: it has no list of runs', anew)
     if not isinstance(found.get('format'), int) or found['format'] > FORMAT:
-        raise bad(f'has format {found.get("format")!r}, this medlearn reads {FORMAT} at most', 'Update medlearn: pip install -U, or git pull.')
+        raise bad(f'has format {found.get("format")!r}, this medlearn reads {FORMAT} at most', 'Update medlearn from where you have it: git pull, or its newest wheel.')
     if found.get('chapter') != chapter: raise bad(f'is the record of {found.get("chapter")!r}, not of {chapter!r}', anew)
     lacks = [i for i,r in enumerate(found['runs']) if not isinstance(r, dict) or not {'parameters', 'seed', 'code', 'claims', 'kept'} <= r.keys()]
     if lacks: raise bad(f'lacks parameters, seed, code, claims or kept in run {lacks[0]}', anew)
