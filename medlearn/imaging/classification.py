@@ -17,13 +17,13 @@ from ..foundations.evaluation import Judge,estimate
 from ..foundations.training import Augment,channels_first,loss_for,one_cycle,tensor_loaders
 from ..kit.fetch import DataError
 
-# %% ../../nbs/imaging/01_classification.ipynb #fd5b706e
+# %% ../../nbs/imaging/01_classification.ipynb #a7fcc3d1
+#@title Tables, baselines and networks that are used below
 def known_as(data:ImageSet # with the name of a card, or of a file
             )->str: # "pathmnist" for pathmnist_64.npz
     "Name of a set without its size"
     return re.sub(r'_\d+$', '', Path(data.name).stem)
 
-# %% ../../nbs/imaging/01_classification.ipynb #035ea16e
 def score_table(judge:Judge, # of one split
                 scores:dict, # model -> scores or probabilities on that split
                 against:str=None, # the model that the others are held against
@@ -38,14 +38,12 @@ def score_table(judge:Judge, # of one split
     table = pd.DataFrame(list(rows.values()), index=pd.Index(rows, name='model'))
     return table[[c for w in ('AUROC', 'accuracy', 'gain') for c in named(w, '123') if c in table]]
 
-# %% ../../nbs/imaging/01_classification.ipynb #51c8cfa3
 def accuracy(judge:Judge, # of one split
              p:np.ndarray, # probabilities, shape (n, classes)
             )->tuple: # value, low, high
     "Accuracy where the largest probability decides"
     return tuple(judge.report(p).loc['accuracy'])
 
-# %% ../../nbs/imaging/01_classification.ipynb #bc3318ba
 def youden(judge:Judge, # of one split with two classes
            p:np.ndarray, # probabilities, shape (n, 2)
            cut:float, # threshold for the second class
@@ -57,7 +55,6 @@ def youden(judge:Judge, # of one split with two classes
         return w@(y & called)/(w@y) + w@(~y & ~called)/(w@~y) - 1
     return estimate(index, y, called, judge.w)
 
-# %% ../../nbs/imaging/01_classification.ipynb #730785b1
 def harmless(name:str # of the data set, see `known_as`
             )->Augment:
     "Changes that leave the labels of a set alone"
@@ -65,7 +62,6 @@ def harmless(name:str # of the data set, see `known_as`
     mirror_safe = not name.startswith('organ')
     return Augment(rotate=15, zoom=.1, crop=.1, flip=.5*mirror_safe, light=.3)
 
-# %% ../../nbs/imaging/01_classification.ipynb #1c56a86e
 def pixel_baseline(data:ImageSet, # all splits
                    side:int=14, # pixels a side after shrinking
                    n:int=5000, # training images at most
@@ -83,7 +79,6 @@ def pixel_baseline(data:ImageSet, # all splits
     model.fit(x[data.split == 'train'][:n], data.labels[data.split == 'train'][:n])
     return {s: model.predict_proba(x[data.split == s]) for s in ('valid', 'test')}
 
-# %% ../../nbs/imaging/01_classification.ipynb #de2d6c04
 def baseline(data:ImageSet # all splits
             )->tuple: # its name, and split -> scores
     "Area for nodules; for other images a logistic regression on pixels"
@@ -91,7 +86,6 @@ def baseline(data:ImageSet # all splits
         return 'logistic regression on pixels',pixel_baseline(data)
     return 'area alone',{s: data.part(s).table.area_mm2.to_numpy() for s in ('valid', 'test')}
 
-# %% ../../nbs/imaging/01_classification.ipynb #dbb7528a
 def ready_made(data:ImageSet, # with splits train and valid
                arch:str='resnet18', # "resnet18", "vgg11_bn" or "alexnet"
                pretrained:bool=False, # start from ImageNet's weights; they are downloaded
@@ -115,7 +109,6 @@ def ready_made(data:ImageSet, # with splits train and valid
             f'file into {torch.hub.get_dir()}/checkpoints, or train from scratch: pretrained=False') from e
     return one_cycle(learn, epochs, lr, fine_tune=pretrained)
 
-# %% ../../nbs/imaging/01_classification.ipynb #7c2001bf
 def largest_losses(judge:Judge, # of one split
                    p:np.ndarray, # probabilities, shape (n, classes)
                    n:int=12, # how many
@@ -125,7 +118,7 @@ def largest_losses(judge:Judge, # of one split
     loss = -np.log(np.where(judge.y, given, 1 - given).clip(1e-6))
     return np.argsort(-loss.max(1), kind='stable')[:n]
 
-# %% ../../nbs/imaging/01_classification.ipynb #179f6100
+# %% ../../nbs/imaging/01_classification.ipynb #cebc03c7
 def classic_cnn(c_in:int, # channels of the image
                 n_out:int, # classes
                 kernel:int=3, # size of the kernels, odd
