@@ -1,4 +1,5 @@
 "Classical models: the folds keep patients together, the interval is the published one, the shapes are in mm"
+import warnings
 import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -43,6 +44,25 @@ def test_all_six_run_with_missing_values_and_repeat_bitwise():
     a,b = (nested_cv(models(5), x, y, folds=2, repeats=2, inner=2, seed=3)[0] for _ in range(2))
     pd.testing.assert_frame_equal(a, b)
     assert len(a) == 6*2*2 and (a.groupby('model').outer.mean() > .7).all()
+
+
+def test_shuffled_answers_reach_the_training_and_not_the_judging(monkeypatch, capsys):
+    two = {n: m for n,m in models(10).items() if n in ('best single column', 'logistic regression')}
+    x,y = rows(200, signal=3)
+    honest,_ = nested_cv(two, x, y, folds=4)
+    monkeypatch.setenv('MEDLEARN_SABOTAGE', 'answers')
+    broken,scores = nested_cv(two, x, y, folds=4)
+    assert 'answers were shuffled' in capsys.readouterr().out
+    assert (honest.groupby('model').outer.mean() > .9).all()
+    assert broken.inner.mean() < .75 and broken.outer.std() > .1 # luck decides which way the columns point
+
+
+def test_a_constant_column_is_no_single_best_and_no_warning():
+    x,y = rows(signal=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        pipe = models()['best single column'][0].fit(x.assign(constant=1.), y)
+    assert (pipe.predict(x.assign(constant=1.)) == y).mean() > .7
 
 
 def test_patients_stay_on_one_side():

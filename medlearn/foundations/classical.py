@@ -8,7 +8,7 @@ __all__ = ['models', 'nested_cv', 'corrected_interval', 'shape_features']
 # %% ../../nbs/foundations/03_classical.ipynb #4299f736
 import numpy as np,pandas as pd
 from sklearn.ensemble import HistGradientBoostingClassifier,RandomForestClassifier
-from sklearn.feature_selection import SelectKBest
+from sklearn.feature_selection import SelectKBest,VarianceThreshold
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -17,6 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
+from ..kit.chapter import answers
 from ..kit.fetch import DataError
 
 # %% ../../nbs/foundations/03_classical.ipynb #29cab5b2
@@ -26,7 +27,7 @@ def models(trees:int=100, # of the forest, and of the boosted sum
     "Six classical models for a table, simplest first"
     scaled = lambda *steps: make_pipeline(SimpleImputer(strategy='median'), StandardScaler(), *steps)
     plain = lambda model: make_pipeline(SimpleImputer(strategy='median'), model)
-    return {'best single column': (scaled(SelectKBest(k=1), LogisticRegression()), {}),
+    return {'best single column': (scaled(VarianceThreshold(), SelectKBest(k=1), LogisticRegression()), {}),
             'logistic regression': (scaled(LogisticRegression(max_iter=2000)), dict(logisticregression__C=[.001, .01, .1, 1, 10])),
             'support vector machine': (scaled(SVC()), dict(svc__C=[.1, 1, 10, 100])),
             'decision tree': (plain(DecisionTreeClassifier(random_state=seed)), dict(decisiontreeclassifier__min_samples_leaf=[5, 15, 40])),
@@ -52,9 +53,9 @@ def nested_cv(models:dict, # name -> (pipeline, grid), as from `models`
     rows,scores = [],{name: np.full((repeats, len(y)), np.nan) for name in models}
     for r in range(repeats):
         for f,(a,b) in enumerate(cut(folds, seed + r).split(x, y, groups)):
-            inside = list(cut(inner, seed + r).split(x.iloc[a], y[a], groups[a]))
+            told,inside = answers(y[a]),list(cut(inner, seed + r).split(x.iloc[a], y[a], groups[a]))
             for name,(pipe,grid) in models.items():
-                search = GridSearchCV(pipe, grid, scoring='roc_auc', cv=inside).fit(x.iloc[a], y[a])
+                search = GridSearchCV(pipe, grid, scoring='roc_auc', cv=inside).fit(x.iloc[a], told)
                 s = search.predict_proba(x.iloc[b])[:, 1] if hasattr(search, 'predict_proba') else search.decision_function(x.iloc[b])
                 scores[name][r, b] = s
                 chosen = str([*search.best_params_.values()])
