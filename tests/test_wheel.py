@@ -75,3 +75,10 @@ def test_wheel_holds_no_strangers(clean):
     import zipfile
     names = zipfile.ZipFile(next(clean[2].glob('*.whl'))).namelist()
     assert {n.split('/')[0].split('-')[0] for n in names} == {'medlearn'} and not [n for n in names if '__pycache__' in n or '/cache/' in n]
+
+
+def test_records_travel_with_the_wheel(clean):
+    python, env, tmp = clean
+    show = 'from medlearn.kit.figures import reached, published; print(reached("networks", chapter="imaging/classification")); print(published("medmnist", "breastmnist"))'
+    told = run(python, '-I', '-c', show, cwd=tmp, env=env)
+    assert 'area alone' in told and 'full profile' in told and 'AutoKeras' in told and 'other code' not in told

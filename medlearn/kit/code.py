@@ -102,13 +102,19 @@ def _module(name, home):
     code = (Path(home)/f'{name}.py').read_text(encoding='utf-8')
     return _sha(plain_code(code)), tuple(sorted(set(_imports(ast.parse(code), ('medlearn', *name.split('/')[:-1])))))
 
-# %% ../../nbs/kit/04_code.ipynb #7403024f
+# %% ../../nbs/kit/04_code.ipynb #dd508b50
+def _before_exercises(cells):
+    "The cells of a chapter up to its exercises"
+    at = (i for i,c in enumerate(cells) if c['cell_type'] == 'markdown' and ''.join(c['source']).startswith('## Exercises'))
+    return cells[:next(at, len(cells))]
+
+# %% ../../nbs/kit/04_code.ipynb #fd682bd4
 def code_of(path:Path, # a chapter's notebook
             home:Path=None, # folder of the package; default: the one that is imported
            )->dict: # "chapter", and each reached module as "part/topic" -> digest
     "Digests of all code that decides a chapter's result"
     home = Path(home or _home)
-    codes = [''.join(c['source']) for c in runner._cells(path) if c['cell_type'] == 'code']
+    codes = [''.join(c['source']) for c in _before_exercises(runner._cells(path)) if c['cell_type'] == 'code']
     codes = [re.sub(r'(?m)^([ \t]*)[%!].*$', r'\1pass', c) for c in codes]
     parsed = [(c, ast.parse(c)) for c in codes]
     counted,todo,found = [],set(),{}
