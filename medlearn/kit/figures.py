@@ -84,14 +84,14 @@ def changed(run:dict, # of a record
     now = code_of(path, home)
     return [k for k in dict.fromkeys([*now, *run['code']]) if now.get(k) != run['code'].get(k)]
 
-# %% ../../nbs/kit/05_figures.ipynb #d2397411
+# %% ../../nbs/kit/05_figures.ipynb #066aadde
 def _number(values, digits, lows=(), highs=()):
     "Mean, range over seeds and interval, as text"
     values = [v for v in values if v is not None]
     if not values: return '–'
     if any(isinstance(v, (str, bool)) for v in values): return ' / '.join(dict.fromkeys(map(str, values)))
     whole = all(float(v).is_integer() for v in values) and max(map(abs, values)) >= 2
-    show = (lambda v: f'{v:,.0f}') if whole else (lambda v: f'{v:.{digits}f}')
+    show = lambda v: re.sub(r'^-(0[.]?0*)$', r'\1', f'{v:,.0f}' if whole else f'{v:.{digits}f}')
     low,high = show(min(values)),show(max(values))
     text = show(sum(values)/len(values)) + (f' ({low} to {high})' if low != high else '')
     lows,highs = [v for v in lows if v is not None],[v for v in highs if v is not None]
@@ -105,7 +105,7 @@ def _ends(columns):
         if tuple(columns[i + 1:i + 3]) in (('low', 'high'), (f'{c} low', f'{c} high')): res[c] = tuple(columns[i + 1:i + 3])
     return res
 
-# %% ../../nbs/kit/05_figures.ipynb #135a68d0
+# %% ../../nbs/kit/05_figures.ipynb #cbdc8d54
 def _merged(tables, digits):
     "Tables of several seeds as one of texts: (column names, rows)"
     labels,columns,ends = tables[0]['labels'],tables[0]['columns'],_ends(tables[0]['columns'])
@@ -116,7 +116,8 @@ def _merged(tables, digits):
     def cell(rows, c):
         of = lambda name: [row.get(name) for row in rows]
         return _number(of(c), digits, *map(of, ends.get(c, ())))
-    rows = [[rows[0][c] for c in columns[:labels]] + [cell(rows, c) for c in shown] for rows in found.values()]
+    whole = lambda v: int(v) if isinstance(v, float) and v.is_integer() else v
+    rows = [[whole(rows[0][c]) for c in columns[:labels]] + [cell(rows, c) for c in shown] for rows in found.values()]
     return [*columns[:labels], *shown], rows
 
 # %% ../../nbs/kit/05_figures.ipynb #54c44459
