@@ -15,8 +15,8 @@ from torch import nn
 from medlearn.data.images import ImageSet
 from medlearn.foundations.training import features, small_cnn, tensor_loaders
 from medlearn.imaging.generation import (Clusters, Critic, Diffusion, Generator, GradientPenalty, LiveSamples, Noise, check_classes, closeness,
-                                         frechet, gallery, generate, halvings, manifold, picture_data, pixel_gaussian, play, signed, train_diffusion, train_vae,
-                                         train_wgan, walk, wgan, with_class)
+                                         frechet, gallery, generate, halvings, manifold, picture_data, pixel_gaussian, play, rarest, signed, train_diffusion, train_vae,
+                                         train_wgan, two_toned, walk, wgan, with_class)
 from medlearn.kit.fetch import DataError
 
 pneumonia = Path(__file__).parents[2]/'shared'/'data'/'pneumoniamnist'/'pneumoniamnist.npz'
@@ -171,6 +171,14 @@ def test_walk_keeps_its_length():
 
 # The game
 
+def test_collapse_between_the_groups_is_seen():
+    "Always 0, and always one of the groups: both have lost a group; the real numbers have lost none"
+    rng = np.random.default_rng(0)
+    both = rng.choice([-2, 2], 1000) + .5*rng.normal(size=1000)
+    assert rarest(np.zeros(9), (-2, 2)).mean() == 0 and rarest(np.full(9, -2), (-2, 2)).mean() == 0
+    assert rarest(rng.normal(0, .3, 1000), (-2, 2)).mean() < .01 and .4 < rarest(both, (-2, 2)).mean() < .5
+
+
 def test_play_finds_both_groups_and_collapses_when_told_to():
     torch.manual_seed(0)
     real = torch.where(torch.rand(2000, 1) < .5, -2., 2.) + .5*torch.randn(2000, 1)
@@ -181,8 +189,8 @@ def test_play_finds_both_groups_and_collapses_when_told_to():
         gen.latent = 4
         before = weights(gen)
         play(gen, disc, real, lr=2e-3, bs=64, **kw)
-        x = gen(torch.randn(1000, 4))
-        return min((x < 0).float().mean(), (x > 0).float().mean()), (weights(gen) == before).all()
+        x = gen(torch.randn(1000, 4)).detach()[:, 0].numpy()
+        return rarest(x, (-2, 2)).mean(), (weights(gen) == before).all()
     assert smaller(steps=3, n_gen=0)[1] and not smaller(steps=1)[1]
     assert smaller(steps=300)[0] > .2 and smaller(steps=25, n_gen=20)[0] < .05
 
@@ -270,6 +278,30 @@ def test_vae_learns_and_repeats():
     assert abs(means[0] - real[0]).mean() < abs(means[0] - real[1]).mean() and abs(means[1] - real[1]).mean() < abs(means[1] - real[0]).mean()
 
 
+def discs(n=600, side=16, seed=0):
+    "Outlines whose class is told by their size, and not surely"
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % 2
+    r, at = rng.normal(2.5 + 1.5*y, .7), rng.uniform(6.5, 8.5, (n, 2))
+    i, j = np.mgrid[:side, :side]
+    x = np.hypot(i - at[:, 0, None, None], j - at[:, 1, None, None]) <= r[:, None, None]
+    return ImageSet((255*x).astype(np.uint8), y, np.full(n, 'train'), ['small', 'large'], 'discs')
+
+
+def test_vae_draws_the_class_that_is_asked_for():
+    "The difference in size between the classes is drawn as well: an encoder that is not told the class takes it into the noise"
+    data = discs()
+    torch.manual_seed(0)
+    made = generate(train_vae(data, 300, 8, 8, bs=32), np.arange(400) % 2)
+    step = lambda x, y: np.subtract(*(x[y == c].astype(float).mean() for c in (1, 0)))
+    assert step(made, np.arange(400) % 2) > .5*step(data.images, data.labels)
+
+
+def test_outlines_are_told_from_grey_pictures():
+    outlines = discs(20).images
+    assert two_toned(signed(outlines)) and not two_toned(signed(90 + outlines//3)) and not two_toned(signed(squares(20).images))
+
+
 @settings(max_examples=20, deadline=None)
 @given(steps=st.integers(1, 30), c=st.sampled_from([1, 3]), seed=st.integers(0, 99))
 def test_with_the_true_velocity_noise_turns_into_the_image(steps, c, seed):
@@ -307,6 +339,26 @@ def test_diffusion_learns_its_classes():
     untrained = generate(Diffusion(16, 1, 2, 16, 8), np.arange(60) % 2)
     reduce = lambda x: x.reshape(len(x), 4, 4, 4, 4).mean((2, 4)).reshape(len(x), 16)
     assert frechet(reduce(real), reduce(made)) < frechet(reduce(real), reduce(untrained))/3
+
+
+@pytest.mark.parametrize('seed', [0, 1])
+def test_the_best_velocity_draws_the_mean_in_one_step_and_images_in_many(seed):
+    "Whatever the noise: where all is noise, the best guess is the mean of the class; a VAE draws another mean for each"
+    torch.manual_seed(seed)
+    known, net = torch.rand(2, 6, 1, 16, 16).round()*2 - 1, Diffusion(16, 1, 2, width=8, steps=1)
+    def best(x, angle, onehot):
+        cos, sin = (f(angle[0]) for f in (torch.cos, torch.sin))
+        of = known[onehot.argmax(1)]
+        near = -((x[:, None] - cos*of)**2).sum((2, 3, 4))/(2*sin**2)
+        clean = (near.softmax(1)[..., None, None, None]*of).sum(1)
+        return cos*(x - cos*clean)/sin - sin*clean
+    net.velocity = best
+    z = torch.cat([torch.randn(10, 256), torch.eye(2).repeat(5, 1)], 1)
+    assert torch.allclose(net(z), known.mean(1).repeat(5, 1, 1, 1), atol=1e-4)
+    net.steps = 60
+    made = net(z)
+    assert all(min((a - b).abs().max() for b in known[i % 2]) < .05 for i, a in enumerate(made))
+    assert len({tuple(a.flatten().round().tolist()) for a in made}) > 2
 
 
 def test_pixel_gaussian_has_the_means_of_its_classes():
