@@ -182,14 +182,14 @@ _Stale = Annotated[bool, Option('--stale', help='Those on record whose code has 
 _Fresh = Annotated[bool, Option('--fresh', help='Measure again what is up to date, too.')]
 _Kinds = Annotated[str, Option(metavar='KIND,KIND', help='Kinds of sabotage to try in smoke, or "".')]
 
-# %% ../../nbs/kit/07_cli.ipynb #8ede1e35
+# %% ../../nbs/kit/07_cli.ipynb #90e18e35
 @app.command()
 def measure(chapter:_Some=None, # names
             seed:_Seeds=None, # none: what the chapter wants
             param:_Params=None, # "key=value", instead of what the chapter wants
             stale:_Stale=False, # those whose code has changed
             fresh:_Fresh=False, # also what is up to date
-            sabotage:_Kinds='answers,untrained', # kinds to try
+            sabotage:_Kinds='answers,untrained,leak', # kinds to try
             out:_Out=None, # folder of the executed notebooks
             nbs:_Nbs=None, # notebooks instead of the course's
            ):

@@ -152,10 +152,10 @@ def up_to_date(job, # a `runner.Job`
     same = [r for r in (record or {}).get('runs', []) if (r['parameters'], r['seed']) == (short, job.seed)]
     return bool(same) and not changed(same[0], job.path)
 
-# %% ../../nbs/kit/09_measure.ipynb #b6d2b19e
+# %% ../../nbs/kit/09_measure.ipynb #362f4676
 def measure(jobs:list, # from `to_measure`; they may belong to several chapters
             out:Path, # where executed notebooks go
-            kinds=('answers', 'untrained'), # of sabotage, each run once in the smoke profile
+            kinds=('answers', 'untrained', 'leak'), # of sabotage, each run once in the smoke profile
             folder:Path=None, # of records; default: the course's own
             fresh:bool=False, # measure again what is up to date?
             stop:threading.Event=None, # set it to end early
