@@ -1,5 +1,7 @@
 "Optimisers, losses and receptive fields against PyTorch, on whatever hypothesis thinks of"
-import pytest,torch,torch.nn.functional as F
+import json,warnings
+from pathlib import Path
+import numpy as np,pandas as pd,pytest,torch,torch.nn.functional as F
 from hypothesis import given,settings,strategies as st
 from torch import nn
 from medlearn.foundations import networks as N
@@ -93,6 +95,34 @@ def test_standardise_knows_the_training_rows_only():
     assert torch.allclose(z[:30].mean(0), torch.zeros(3), atol=1e-12) and torch.allclose(z[:30, :2].std(0), torch.ones(2)) and (z[:, 2] == 0).all()
     x[30:] *= 100
     assert torch.equal(z[:30], N.standardise(x, list(range(30)))[:30])
+
+def test_standardise_takes_a_table_that_must_not_be_written_to():
+    frame = pd.DataFrame(np.arange(12.).reshape(4, 3))
+    before = frame.copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        N.standardise(frame, range(3))
+    assert frame.equals(before)
+
+def test_the_bare_loss_of_wdbc_has_no_minimum_and_the_penalised_one_has():
+    from scipy.optimize import linprog
+    from scipy.special import expit
+    from medlearn.data.records import table,xy
+    x,y = xy(table('wdbc'))
+    x,sign = N.standardise(x, range(len(y))).numpy(),np.where(y, 1., -1.)
+    plane = linprog(np.zeros(31), -sign[:, None]*np.c_[x, np.ones(len(x))], -np.ones(len(x)), bounds=(None, None))
+    assert plane.status == 0 # it parts the masses, so that longer weights always lower the loss
+    z = np.c_[x, np.ones(len(x))]@plane.x*sign
+    loss = lambda k: np.logaddexp(0, -k*z).mean()
+    assert (z > 0).all() and loss(1) > loss(2) > loss(4) > loss(8)
+    p = expit(x@plane.x[:30])
+    curvature = x.T@(x*(p*(1 - p))[:, None])/len(x) + .01*np.eye(30)
+    assert np.linalg.eigvalsh(curvature).min() >= .01 - 1e-9
+
+def test_the_suggested_learning_rate_is_used():
+    nb = json.loads((Path(__file__).parent.parent/'nbs/foundations/01_networks.ipynb').read_text())
+    code = '\n'.join(''.join(c['source']) for c in nb['cells'] if c['cell_type'] == 'code')
+    assert 'suggested = learn.lr_find()' in code and 'fit_one_cycle(cfg.epochs, suggested.valley)' in code
 
 def test_loaders_bring_each_row_once():
     x,y = torch.arange(20.)[:, None],torch.arange(20.)[:, None]

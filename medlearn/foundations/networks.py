@@ -18,7 +18,8 @@ def standardise(x, # table of numbers, shape (n, d)
                 train, # rows whose mean and standard deviation count: positions or mask
                )->Tensor: # same shape
     "Columns with mean 0 and standard deviation 1 over the training rows"
-    x = torch.as_tensor(getattr(x, 'to_numpy', lambda: x)()).to(torch.get_default_dtype())
+    if hasattr(x, 'to_numpy'): x = x.to_numpy(copy=True)
+    x = torch.as_tensor(x).to(torch.get_default_dtype())
     std,mean = torch.std_mean(x[train], 0)
     return (x - mean)/std.clamp_min(1e-12)
 
