@@ -9,6 +9,7 @@ from medlearn.data import signals as S
 from medlearn.data.images import check_leak
 from medlearn.foundations.sequences import real_steps
 from medlearn.kit.fetch import DataError
+from medlearn.kit.runner import plan, run
 from medlearn.sequences import ecg as E
 
 mitdb = Path(__file__).parents[2]/'shared'/'data'/'mitdb_record100'
@@ -282,3 +283,18 @@ def test_record_100():
 def test_a_reader_is_told_where_the_record_comes_from():
     text = (Path(__file__).parents[1]/'nbs'/'sequences'/'03_ecg.ipynb').read_text(encoding='utf-8')
     assert 'shared/' not in text and 'PhysioNet gives the database away as `mitdb`' in text
+
+
+def test_chapter_reads_a_real_record(tmp_path):
+    if not mitdb.is_dir(): pytest.skip('MIT-BIH record 100 is not beside the project')
+    part = tmp_path/'nbs'/'sequences'
+    part.mkdir(parents=True)
+    notebook = (Path(__file__).parents[1]/'nbs'/'sequences'/'03_ecg.ipynb').read_text(encoding='utf-8')
+    for now, small in {'patients=240, epochs=8, bs=16, lstm_epochs=12': 'patients=144, epochs=1, bs=16, lstm_epochs=1', 'beat_patients=120, beat_epochs=3': 'beat_patients=90, beat_epochs=1',
+                       'leak_strips=6, leak_epochs=10, noises=(1, 4), resamples=500': 'leak_strips=2, leak_epochs=1, noises=(1,), resamples=50'}.items():
+        assert now in notebook
+        notebook = notebook.replace(now, small)
+    (part/'03_ecg.ipynb').write_text(notebook, encoding='utf-8')
+    row, = run(plan(['sequences/ecg'], params=dict(external=str(mitdb/'100')), folder=tmp_path/'nbs'), tmp_path/'out', timeout=300)
+    assert row['error'] is None, row['error']
+    assert sum(c['claim'].startswith('Real record') for c in row['claims']) == 2
