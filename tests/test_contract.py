@@ -142,10 +142,10 @@ def test_setup_cell_installs_only_what_is_missing(name, there, monkeypatch):
         assert f'git+{conf["git_url"]}@{conf["branch"]}' in ' '.join(said), f'medlearn comes from {conf["git_url"]}, not from {said}'
 
 
-@each_chapter
+@each_lesson
 def test_installs_nothing_by_a_name_that_the_project_does_not_own(name):
-    installs = re.compile(r'(?:pip3?|uv|conda|mamba)\W+(?:\w+\W+)?install\b[^\n]*')
-    bad = [m for c in code(name) if c.i not in {s.i for s in setup_cell(name)} for m in installs.findall(c.text) if name.split('/')[0] != 'kit']
+    installs = re.compile(r'(?m)^\s*[%!]\s*(?:pip|conda)\b.*|run_line_magic\(.pip.*|install\W+"?medlearn\b.*')
+    bad = [m for c in code(name) if c.i not in {s.i for s in setup_cell(name)} for m in installs.findall(c.text)]
     assert not bad, bad
 
 
@@ -236,7 +236,7 @@ def test_what_counts_as_typed(text, n, monkeypatch):
 WISHES = re.compile(r'(?i)\b(?:the|our) (?:goal|aim) (?:was|is|of this)\b|\bthe aim of (?:this|the) course\b|\.\./shared\b')
 
 
-@each_chapter
+@each_lesson
 def test_no_wishes_and_no_folder_of_ours(name):
     nb = nbformat.read(CHAPTERS[name], 4)
     bad = [(i, m[0]) for i, c in enumerate(nb.cells) for m in WISHES.finditer(c.source)]

@@ -141,10 +141,13 @@ def provenance(runs:list # of a record
     data = ' and '.join(dict.fromkeys(i['name'] for i in runs[0].get('inputs', [])))
     return ', '.join(filter(None, [data, 'full profile', seeds, where, time, max(r['date'] for r in runs), f'commit {one("commit")}']))
 
-# %% ../../nbs/kit/05_figures.ipynb #4d38b24f
+# %% ../../nbs/kit/05_figures.ipynb #afeaf186
 class Shown:
     "A recorded result with its provenance, as Jupyter shows it"
-    def __init__(self, html, text): self.html,self.text = html,text
+    def __init__(self,
+                 html:str, # for a browser
+                 text:str, # the same in plain text
+                ): self.html,self.text = html,text
     def _repr_html_(self): return self.html
     def __repr__(self): return self.text
 

@@ -20,14 +20,14 @@ def _literal(node):
     if isinstance(node, (ast.List, ast.Tuple)): return [_literal(n) for n in node.elts]
     return ast.literal_eval(node)
 
-# %% ../../nbs/kit/09_measure.ipynb #283db687
+# %% ../../nbs/kit/09_measure.ipynb #8cd3384c
 def wanted(path:Path # a chapter's notebook
           )->dict: # seeds, runs (list of parameters), why
     "What a chapter wants to be measured on"
     found = dict(seeds=(1, 2, 3), runs=[{}], why='')
     for c in runner._cells(path):
         code = ''.join(c['source'])
-        if c['cell_type'] != 'code' or not re.search(r'(?m)^measured = ', code): continue
+        if c['cell_type'] != 'code' or not re.search(r'(?m)^measured = dict\((?:seeds|runs|why)=', code): continue
         node = next(s.value for s in ast.parse(code).body if isinstance(s, ast.Assign) and s.targets[0].id == 'measured')
         try: found |= _literal(node)
         except (ValueError, TypeError) as e: raise RecordError(f'{path}: measured = {ast.unparse(node)} is no literal') from e
