@@ -221,7 +221,7 @@ def _image(kept, chapter, folder):
     data = (record_path(chapter, folder).parent/kept['file']).read_bytes()
     return f'<img alt="{escape(kept.get("caption") or kept["file"])}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
 
-# %% ../../nbs/kit/05_figures.ipynb #d2a52b94
+# %% ../../nbs/kit/05_figures.ipynb #6e43b0b4
 def _shown(what, line, since):
     "A table (columns, rows) or HTML, with the line of its provenance and, in red, what has changed since"
     stale = f'Measured with other code: {", ".join(since)} changed since.' if since else ''
@@ -229,7 +229,7 @@ def _shown(what, line, since):
         columns,rows = what
         import pandas as pd
         df = pd.DataFrame(rows, columns=columns)
-        body,text = df.to_html(index=False, border=0),df.to_string(index=False)
+        body,text = df.to_html(index=False, border=0).replace('<td>', '<td style="white-space:nowrap">'),df.to_string(index=False)
     else: body,text = what,'picture' if what else ''
     html = body + f'<div style="font-size:90%;color:#555">{escape(line)}</div>'
     if stale: html += f'<div style="border-left:4px solid #c33;padding:2px 10px"><b>{escape(stale)}</b></div>'
