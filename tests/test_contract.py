@@ -2,6 +2,7 @@
 import ast, importlib.util, io, re, shlex, shutil, subprocess, sysconfig, tokenize, warnings
 from collections import Counter
 from configparser import ConfigParser
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,6 +42,7 @@ class Cell:
         return [n for s in self.body for n in ast.walk(s) if isinstance(n, ast.Call) and called(n.func) == name]
 
 
+@cache
 def cells(name):
     return [Cell(i, c) for i, c in enumerate(nbformat.read(CHAPTERS[name], 4).cells)]
 
