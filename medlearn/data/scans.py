@@ -18,7 +18,9 @@ from ..kit.fetch import DataError,card,digest_of,fetch,read_member
 def _need(package):
     from importlib import import_module
     try: return import_module(package)
-    except ImportError as e: raise ImportError(f'{package} is not installed: pip install {package}') from e
+    except ImportError as e:
+        name = dict(nrrd='pynrrd').get(package, package)
+        raise ImportError(f'{package} is not installed: pip install {name}') from e
 
 # %% ../../nbs/data/07_scans.ipynb #1d33b6d0
 def read_dicom(path:str # file
