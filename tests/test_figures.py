@@ -1,12 +1,12 @@
 "Records of full runs: what is shown of them, and what is refused"
-import json, os
+import os
 from pathlib import Path
 
-import pandas as pd, pytest
+import pytest
 
-from medlearn.kit import figures, runner
+from medlearn.kit import runner
 from medlearn.kit.code import code_of
-from medlearn.kit.figures import RecordError, fell, published, provenance, reached, read_record, record_path, write_record
+from medlearn.kit.figures import RecordError, fell, published, reached, read_record, record_path, write_record
 
 root = Path(__file__).parent.parent
 NAME = 'imaging/classification'

@@ -99,3 +99,9 @@ def test_a_file_is_measured_under_the_name_of_its_set(toy, tmp_path):
     jobs = m.to_measure('imaging/toy', params=dict(dataset=str(tmp_path/'breastmnist.npz')), nbs=nbs)
     assert {j.parameters['size'] for j in jobs} == {5} and [j.seed for j in jobs] == [1, 2, 3]
     assert m.short_parameters(jobs[0].parameters, dict(dataset='lidc_nodules', size=3)) == dict(dataset='breastmnist', size=5)
+
+
+def test_a_sabotage_that_breaks_the_chapter_is_reported_and_not_recorded(toy):
+    go, record, _ = toy
+    broken, _ = go(KEEP, 'assert y == sorted(y), "out of order"', seeds=[1], kinds=['answers'])
+    assert len(broken) == 1 and 'out of order' in broken[0] and record()['sabotage'] == []

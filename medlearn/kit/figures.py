@@ -6,8 +6,8 @@
 __all__ = ['FORMAT', 'RecordError', 'data_folder', 'record_path', 'read_record', 'write_record', 'changed', 'provenance', 'Shown',
            'short_parameters', 'reached', 'fell', 'published']
 
-# %% ../../nbs/kit/05_figures.ipynb #3e70ea09
-import base64,hashlib,json,re
+# %% ../../nbs/kit/05_figures.ipynb #bf268ab4
+import base64,json,re
 from difflib import get_close_matches
 from functools import lru_cache
 from html import escape

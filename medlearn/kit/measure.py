@@ -65,7 +65,10 @@ def _pictures(run, chapter, folder):
         k |= dict(file=file.name, sha256=hashlib.sha256(data).hexdigest()[:12])
         yield file,data
 
-# %% ../../nbs/kit/09_measure.ipynb #ca4b508d
+# %% ../../nbs/kit/09_measure.ipynb #9ff05f69
+def _record(chapter, folder): return read_record(chapter, folder) or dict(format=FORMAT, chapter=chapter, runs=[], sabotage=[])
+
+# %% ../../nbs/kit/09_measure.ipynb #5a85297c
 def _alone(chapter, folder):
     "A lock for one record, so that two measurements side by side lose nothing"
     import tempfile
@@ -73,7 +76,7 @@ def _alone(chapter, folder):
     key = hashlib.sha256(str(record_path(chapter, folder).absolute()).encode()).hexdigest()[:16]
     return FileLock(Path(tempfile.gettempdir())/f'medlearn-{key}.lock')
 
-# %% ../../nbs/kit/09_measure.ipynb #fcc3a4b6
+# %% ../../nbs/kit/09_measure.ipynb #71f25fac
 def put(chapter:str, # "part/topic"
         run:dict, # from `to_run`
         first:int=1, # the seed whose pictures are kept
@@ -82,9 +85,9 @@ def put(chapter:str, # "part/topic"
     "Put one run into a chapter's record, in place of an earlier one with the same parameters and seed"
     with _alone(chapter, folder): return _put(chapter, run, first, folder)
 
-# %% ../../nbs/kit/09_measure.ipynb #2049d07f
+# %% ../../nbs/kit/09_measure.ipynb #e7d50e9a
 def _put(chapter, run, first, folder):
-    record = read_record(chapter, folder) or dict(format=FORMAT, chapter=chapter, runs=[], sabotage=[])
+    record = _record(chapter, folder)
     files = list(_pictures(run, chapter, folder))
     same = lambda r: (r['parameters'], r['seed']) == (run['parameters'], run['seed'])
     path = write_record(record | dict(runs=[r for r in record['runs'] if not same(r)] + [run]), folder)
@@ -92,7 +95,7 @@ def _put(chapter, run, first, folder):
         for file,data in files: runner.write_whole(file, data)
     return path
 
-# %% ../../nbs/kit/09_measure.ipynb #37d21d77
+# %% ../../nbs/kit/09_measure.ipynb #61a5179c
 def put_sabotage(chapter:str, # "part/topic"
                  row:dict, # a record of `runner.run_one`, run with --sabotage
                  path:Path, # the chapter's notebook
@@ -101,15 +104,15 @@ def put_sabotage(chapter:str, # "part/topic"
     "Put down which claims fell when the chapter was broken on purpose"
     with _alone(chapter, folder): return _put_sabotage(chapter, row, path, folder)
 
-# %% ../../nbs/kit/09_measure.ipynb #0a6bad00
+# %% ../../nbs/kit/09_measure.ipynb #0e612fc7
 def _put_sabotage(chapter, row, path, folder):
-    record = read_record(chapter, folder) or dict(format=FORMAT, chapter=chapter, runs=[], sabotage=[])
+    record = _record(chapter, folder)
     new = dict(kind=row['sabotage'], profile=row['profile'], seed=row['seed'], date=row['started'][:10], code=code_of(path),
-               error=row['error'], holds={c['claim']: c['passed'] for c in row['claims']})
+               holds={c['claim']: c['passed'] for c in row['claims']})
     rest = [s for s in record.get('sabotage', []) if s['kind'] != new['kind']]
     return write_record(record | dict(sabotage=sorted(rest + [new], key=lambda s: s['kind'])), folder)
 
-# %% ../../nbs/kit/09_measure.ipynb #ec715d18
+# %% ../../nbs/kit/09_measure.ipynb #7560b402
 def state(chapter:str, # "part/topic"
           path:Path, # its notebook
           folder:Path=None, # of records; default: the course's own
@@ -124,7 +127,7 @@ def state(chapter:str, # "part/topic"
     return dict(chapter=chapter, state='changed since' if since else 'measured', runs=len(record['runs']), since=since,
                 date=max(r['date'] for r in record['runs']), unshaken=[n for n in names if n in dict(tried) and n not in fell])
 
-# %% ../../nbs/kit/09_measure.ipynb #2444a691
+# %% ../../nbs/kit/09_measure.ipynb #26ec1ccf
 def to_measure(chapter:str, # "part/topic"
                seeds=(), # default: what the chapter wants
                params:dict=None, # name -> text, as typed, instead of what the chapter wants
@@ -142,7 +145,7 @@ def to_measure(chapter:str, # "part/topic"
         runs = [like | params]
     return [job for r in runs for job in runner.plan([chapter], 'full', seeds or want['seeds'], r, cwd, nbs)]
 
-# %% ../../nbs/kit/09_measure.ipynb #74bac392
+# %% ../../nbs/kit/09_measure.ipynb #2ec88d7b
 def up_to_date(job, # a `runner.Job`
                folder:Path=None, # of records; default: the course's own
               )->bool: # is this run on record, measured with today's code?
@@ -152,7 +155,7 @@ def up_to_date(job, # a `runner.Job`
     same = [r for r in (record or {}).get('runs', []) if (r['parameters'], r['seed']) == (short, job.seed)]
     return bool(same) and not changed(same[0], job.path)
 
-# %% ../../nbs/kit/09_measure.ipynb #362f4676
+# %% ../../nbs/kit/09_measure.ipynb #4ff844a8
 def measure(jobs:list, # from `to_measure`; they may belong to several chapters
             out:Path, # where executed notebooks go
             kinds=('answers', 'untrained', 'leak'), # of sabotage, each run once in the smoke profile
@@ -178,11 +181,11 @@ def measure(jobs:list, # from `to_measure`; they may belong to several chapters
         tell(job, row if not why else row | dict(error=why))
     return broken
 
-# %% ../../nbs/kit/09_measure.ipynb #51afb14c
+# %% ../../nbs/kit/09_measure.ipynb #e2fd1719
 def _put_down(job, kind, row, folder):
     "Put a run on record; the reason why it could not be, or None"
     first = wanted(job.path)['seeds'][0]
-    if row['status'] in ('error', 'timeout') and not kind: return f'{row["error"]}; the record stays as it was'
+    if row['status'] in ('error', 'timeout'): return f'{row["error"]}; the record stays as it was'
     try: put_sabotage(job.chapter, row, job.path, folder) if kind else put(job.chapter, to_run(row, job.path), first, folder)
     except (OSError, RecordError) as e: return f'{e}; the record stays as it was'
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['address', 'setup_cell', 'publish']
 
-# %% ../../nbs/kit/10_publish.ipynb #fe81af3e
-import json,re,subprocess,sys
+# %% ../../nbs/kit/10_publish.ipynb #dc1f16b1
+import json,re
 from configparser import ConfigParser
 from pathlib import Path
 import medlearn
