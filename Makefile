@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# Who installs: uv, which takes a third of the time, or pip, which is also what remains where uv cannot be had.
+INSTALLER ?= uv
+PIP = $(BIN)/python -m pip install --disable-pip-version-check
 
 .PHONY: course prove measure pretend-gpu test lab export lock clean
 
@@ -10,7 +13,7 @@ course: $(READY)
 
 # Break every chapter that trains on purpose, and list the claims that fell: each chapter has to notice.
 prove: $(READY)
-	$(BIN)/medlearn run foundations imaging sequences --sabotage answers --jobs 2
+	$(BIN)/medlearn run foundations imaging sequences --sabotage answers
 
 # Measure again, in full, what is on record and has changed since: hours; interrupted, it goes on from there.
 measure: $(READY)
@@ -18,7 +21,7 @@ measure: $(READY)
 
 # The chapters that train, by the rules of a GPU, where there is none: tests/pretended_gpu/rules.py says which rules.
 pretend-gpu: $(READY)
-	PYTHONPATH=tests/pretended_gpu $(BIN)/medlearn run foundations imaging sequences --profile smoke --jobs 2
+	PYTHONPATH=tests/pretended_gpu $(BIN)/medlearn run foundations imaging sequences --profile smoke
 
 test: $(READY)
 	$(BIN)/python -m pytest
@@ -42,6 +45,11 @@ $(READY): requirements.lock settings.ini setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "medlearn needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "Installing the locked requirements into .venv (about 6 GB, a few minutes the first time)"
-	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@sed -n '/^uv==/,/# via/p' requirements.lock > .venv/uv.txt
+	@test $(INSTALLER) != uv || $(PIP) -q --require-hashes --no-deps -r .venv/uv.txt || echo "uv cannot be had: pip installs"
+	@if test $(INSTALLER) = uv && test -x $(BIN)/uv; then \
+	  $(BIN)/uv pip install --python $(BIN)/python --require-hashes --compile-bytecode -r requirements.lock && exit; \
+	  echo "uv could not install: pip tries"; \
+	fi; $(PIP) -q --require-hashes -r requirements.lock
+	$(PIP) -q --no-deps --no-build-isolation -e .
 	@touch $@

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'chapters', 'WrongUsage', 'describe', 'nearest', 'choose', 'parse', 'dataset_path', 'Job', 'plan',
-           'write_whole', 'to_json', 'harvest', 'worker', 'run_one', 'write_results', 'finished', 'run', 'run_folder']
+           'write_whole', 'to_json', 'harvest', 'worker', 'Crew', 'run_one', 'write_results', 'finished', 'cores',
+           'threads_of', 'longest_first', 'how_many', 'run', 'run_folder']
 
 # %% ../../nbs/kit/03_runner.ipynb #bebf19bd
 import ast,hashlib,json,os,queue,re,shutil,subprocess,sys,tempfile,threading,time
 from concurrent.futures import ThreadPoolExecutor,as_completed
+from contextlib import ExitStack
 from dataclasses import asdict,dataclass
 from difflib import SequenceMatcher
 from functools import partial
@@ -207,11 +209,15 @@ def harvest(notebook:Path # an executed notebook
     return dict(run=(found['run'] or [{}])[-1], data=data, claims=claims, kept=kept, sabotage=found['sabotage'])
 
 # %% ../../nbs/kit/03_runner.ipynb #bbad5e6f
-def _end_all(tag, keep=None):
-    "Kill every process that carries `tag` in its environment, and wait until they are gone"
+def _end_all(tag, folder, sessions=(), keep=()):
+    "Kill every process of a job, and wait until they are gone"
     import psutil
     def ours(p):
-        try: return p.pid != keep and p.environ().get('MEDLEARN_JOB', '').startswith(tag)
+        if p.pid in keep: return False
+        try: session = os.getsid(p.pid) if sessions and hasattr(os, 'getsid') else None
+        except OSError: session = None
+        if session in sessions: return True
+        try: return p.environ().get('MEDLEARN_JOB', '').startswith(tag) or Path(folder) in Path(p.cwd()).parents
         except (psutil.Error, OSError): return False
     for _ in range(100):
         procs = [p for p in psutil.process_iter() if ours(p)]
@@ -222,24 +228,27 @@ def _end_all(tag, keep=None):
         time.sleep(.05)
 
 # %% ../../nbs/kit/03_runner.ipynb #cf3441c4
-def _engine(notebook, say):
-    "Papermill's engine, saving to `notebook` and calling `say` at each cell"
+def _engine(notebook, say, after=lambda: None):
+    "Papermill's engine, saving to `notebook`, calling `say` at each cell and `after` when it has run"
     import nbformat
     from nbclient.exceptions import DeadKernelError
     from papermill.engines import NBClientEngine
     class Engine(NBClientEngine):
         @classmethod
         def execute_managed_notebook(cls, man, *args, **kwargs):
-            at,due,start = [0],[True],man.cell_start
+            at,due,start,complete = [0],[True],man.cell_start,man.cell_complete
             def cell_start(cell, cell_index=None, **kw):
                 at[0],due[0] = cell_index,cell.cell_type == 'code'
                 say(cell=cell_index + 1, cells=len(man.nb.cells))
                 return start(cell, cell_index, **kw)
             def save(**kw):
                 if not due[0] and (man.now() - man.last_save_time).total_seconds() < 1: return
-                write_whole(notebook, nbformat.writes(man.nb))
+                write_whole(notebook, json.dumps(man.nb))
                 man.last_save_time,due[0] = man.now(),False
-            man.cell_start,man.save,Engine.nb = cell_start,save,man.nb
+            def cell_complete(cell, cell_index=None, **kw):
+                if cell.cell_type == 'code': after()
+                return complete(cell, cell_index, **kw)
+            man.cell_start,man.cell_complete,man.save,Engine.nb = cell_start,cell_complete,save,man.nb
             try: super().execute_managed_notebook(man, *args, **kwargs)
             except DeadKernelError:
                 cell = man.nb.cells[at[0]]
@@ -269,11 +278,11 @@ def _for_data(nb, job):
     return nb
 
 # %% ../../nbs/kit/03_runner.ipynb #24fe582b
-def _execute(job, say):
+def _execute(job, say, after):
     "Execute one notebook under papermill; the text of its error, or None"
     import nbformat,papermill
     from papermill.engines import papermill_engines
-    engine = _engine(job['notebook'], say)
+    engine = _engine(job['notebook'], say, after)
     papermill_engines.register('medlearn', engine)
     nb = _for_data(nbformat.read(job['path'], 4), job)
     options = dict(kernel_name='python3', language='python', progress_bar=False, start_timeout=120, iopub_timeout=60,
@@ -285,105 +294,189 @@ def _execute(job, say):
     return 'SystemExit: the chapter ended itself before its last cell' if nb.metadata.papermill.exception else None
 
 # %% ../../nbs/kit/03_runner.ipynb #a07bf176
-def _peak_mb():
-    "Largest resident memory of an ended child of this process, in MB; None where the system does not say"
-    try: import resource
-    except ImportError: return None
-    unit = 2**20 if sys.platform == 'darwin' else 2**10
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // unit or None
+def _peak_mb(pid):
+    "Largest resident memory of a process so far, in MB; 0 if it is gone"
+    try: return int(re.search(r'VmHWM:\s+(\d+)', Path(f'/proc/{pid}/status').read_text())[1]) >> 10
+    except (OSError, TypeError): pass
+    import psutil
+    try: return psutil.Process(pid).memory_info().rss >> 20
+    except psutil.Error: return 0
 
 # %% ../../nbs/kit/03_runner.ipynb #8c17130a
-def worker()->None:
-    "Execute the job that comes as a JSON line on standard input; a process of its own, started by `run`"
+def _one(job, say):
+    "Execute one job in this worker"
+    from medlearn.kit.kernels import Provisioner
+    Provisioner.started.clear()
+    os.environ.pop('MEDLEARN_SABOTAGE', None)
+    os.environ.update(job['env'])
+    os.chdir(Path(job['tmp'])/'work')
+    peak,told = [0],[]
+    def after():
+        for pid,_ in Provisioner.started: peak[0] = max(peak[0], _peak_mb(pid))
+    def tell(**message):
+        if Provisioner.started and not told: told.append(say(kernel=Provisioner.started[0][0]))
+        say(**message)
+    error = _execute(job, tell, after)
+    os.chdir(os.path.sep)
+    how = 'prewarmed' if any(forked for _,forked in Provisioner.started) else 'cold'
+    say(end=True, error=error, peak_mb=peak[0] or None, kernel=how)
+
+def worker(home:str # temporary folder of the run, removed when the run has gone away
+          )->None:
+    "Execute the jobs that come as JSON lines on standard input; a process of its own, started by `run`"
     out = os.fdopen(os.dup(1), 'w', buffering=1, encoding='utf-8')
     os.dup2(2, 1)
     say = lambda **message: print(json.dumps(message), file=out)
-    job = json.loads(sys.stdin.buffer.readline())
-    def watch():
-        os.read(0, 1)
-        _end_all(job['tag'], keep=os.getpid())
-        shutil.rmtree(job['tmp'], ignore_errors=True)
-        os._exit(1)
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
+    orders,now = queue.Queue(),[]
+    def read():
+        for line in sys.stdin.buffer: orders.put(json.loads(line))
+        for job in now:
+            from medlearn.kit.kernels import Provisioner
+            sessions = [pid for pid,_ in Provisioner.started]
+            _end_all(job['tag'], job['tmp'], sessions, keep=[os.getpid()])
+            shutil.rmtree(job['tmp'], ignore_errors=True)
+        shutil.rmtree(home, ignore_errors=True)
+        os._exit(0)
+    threading.Thread(target=read, daemon=True).start()
     sys.modules.setdefault('rfc3987_syntax', None)
-    error = _execute(job, say)
-    try: say(end=True, error=error, peak_mb=_peak_mb())
-    except BrokenPipeError: watcher.join()
+    import papermill
+    while True:
+        job = orders.get()
+        now[:] = [job]
+        try: _one(job, say)
+        except BrokenPipeError: time.sleep(60)
+        now.clear()
 
 # %% ../../nbs/kit/03_runner.ipynb #5d60caa1
-def _environment(tmp, tag, share, sabotage=''):
-    "Environment of a worker and its kernel, private to `tmp`"
-    spec = tmp/'jupyter/kernels/python3/kernel.json'
-    argv = [sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}']
-    spec.parent.mkdir(parents=True)
-    spec.write_text(json.dumps(dict(display_name='Python 3 (ipykernel)', language='python', argv=argv)))
-    env = {k: v for k,v in os.environ.items() if k != 'MPLBACKEND'}
+def _environment(folder, threads=None, device=None):
+    "Environment of the workers and kernels of a run, private to `folder`"
+    env = {k: v for k,v in os.environ.items() if k not in ('MPLBACKEND', 'MEDLEARN_SABOTAGE')}
     for k in ('MEDLEARN_CACHE', 'MEDLEARN_CARDS', 'MEDLEARN_MIRROR'):
         if env.get(k) and '://' not in env[k]: env[k] = os.path.abspath(os.path.expanduser(env[k]))
     root = Path(medlearn.__file__).parent.parent
     paths = [os.path.abspath(p) for p in env.get('PYTHONPATH', '').split(os.pathsep) if p]
-    if (root/'nbs').is_dir(): paths.insert(0, str(root))
-    env.update(PYTHONPATH=os.pathsep.join(paths), PYTHONHASHSEED='0', MEDLEARN_JOB=tag, IPYTHONDIR=str(tmp/'ipython'),
-               JUPYTER_RUNTIME_DIR=str(tmp/'runtime'), JUPYTER_PATH=str(tmp/'jupyter'))
-    if share: env.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
-    if sabotage: env['MEDLEARN_SABOTAGE'] = sabotage
+    if (root/'nbs').is_dir() and str(root) not in paths: paths.insert(0, str(root))
+    env.update(PYTHONPATH=os.pathsep.join(paths), PYTHONHASHSEED='0', JUPYTER_PATH=str(folder/'jupyter'))
+    if threads: env.setdefault('OMP_NUM_THREADS', str(threads))
+    if device == 'cpu': env['CUDA_VISIBLE_DEVICES'] = ''
+    env.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     env.setdefault('PYTHONWARNINGS', 'ignore::FutureWarning:torch.jit._script')
     return env
 
 # %% ../../nbs/kit/03_runner.ipynb #95a59611
-def _watch(proc, tag, limit, stop, tell):
-    "Follow one worker until it ends, or its time, or the run: (last message, sampled peak in MB, why it was ended)"
-    import psutil
-    lines,deadline = queue.Queue(),time.monotonic() + (limit or 1e9)
-    end,peak,ended,at = {},0,None,' before its first cell'
-    def read():
+class _Worker:
+    "A worker's process, the messages that it sends, and what it prints"
+    def __init__(self, env, folder):
+        self.log = tempfile.NamedTemporaryFile('w+', dir=folder, suffix='.log', delete=False, encoding='utf-8', errors='replace')
+        command = [sys.executable, '-c', 'import sys; from medlearn.kit.runner import worker; worker(sys.argv[1])', str(folder)]
+        pipe = subprocess.PIPE
+        self.proc = subprocess.Popen(command, cwd=folder, env=env, stdin=pipe, stdout=pipe, stderr=self.log, text=True,
+                                     encoding='utf-8', start_new_session=True)
+        self.lines = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+    def _read(self):
         try:
-            for line in proc.stdout: lines.put(json.loads(line))
+            for line in self.proc.stdout: self.lines.put(json.loads(line))
         except ValueError: pass
-        lines.put(None)
-    threading.Thread(target=read, daemon=True).start()
+        self.lines.put(None)
+    def send(self, order):
+        "Give it a job"
+        self.log.seek(0)
+        self.log.truncate()
+        try:
+            self.proc.stdin.write(json.dumps(order) + '\n')
+            self.proc.stdin.flush()
+        except OSError: pass
+    def end(self, kill=False):
+        "End the process; its exit status"
+        if kill: self.proc.kill()
+        try: self.proc.stdin.close()
+        except OSError: pass
+        try: self.proc.wait(20)
+        except subprocess.TimeoutExpired: self.proc.kill()
+        self.proc.wait()
+        self.proc.stdout.close()
+        self.log.close()
+        return self.proc.returncode
+
+def _watch(worker, order, limit, stop, tell):
+    "Follow a job until it ends, or its time, or the run: (last message, sampled peak in MB, why it was ended)"
+    import psutil
+    deadline,sessions = time.monotonic() + (limit or 1e9),[]
+    end,peak,ended,at = {},0,None,' before its first cell'
     while ended is None:
-        try: message = lines.get(timeout=max(.01, min(.5, deadline - time.monotonic())))
+        try: message = worker.lines.get(timeout=max(.01, min(.5, deadline - time.monotonic())))
         except queue.Empty:
-            try: peak = max(peak, *(p.memory_info().rss for p in psutil.Process(proc.pid).children(recursive=True)), 0)
+            try: peak = max([peak] + [p.memory_info().rss for k in sessions for p in psutil.Process(k).children(recursive=True)])
             except psutil.Error: pass
         else:
             if message is None or 'end' in message: end = message or {}; break
-            at = f' in cell {message["cell"]} of {message["cells"]}'
-            tell(message)
+            if 'kernel' in message: sessions.append(message['kernel'])
+            else:
+                at = f' in cell {message["cell"]} of {message["cells"]}'
+                tell(message)
         if stop.is_set(): ended = 'stopped'
         elif time.monotonic() >= deadline: ended = f'ran past its limit of {limit:g} s{at}'
-    if end:
-        try: proc.wait(10)
-        except subprocess.TimeoutExpired: pass
-    _end_all(tag)
-    proc.wait()
-    return end, peak >> 20 or None, ended
+    if not end: worker.proc.kill()
+    _end_all(order['tag'], order['tmp'], sessions, keep=[worker.proc.pid])
+    return end, peak >> 20, ended
 
 # %% ../../nbs/kit/03_runner.ipynb #dfdcd48c
-def _process(job, notebook, timeout, stop, tell, share):
-    "Run a job's worker to its end: (its error or None, peak in MB, was it ended early, digest of the chapter's text)"
+class Crew:
+    "Processes that the jobs of a run share; a context"
+    def __init__(self, threads:int=None, # of each kernel; None: as many as the machine has cores
+                 warm=(), # modules that kernels find imported; none: they start cold
+                 device:str=None, # "cpu" hides GPUs
+                ):
+        self.threads,self.warm,self.device,self.idle,self.lock = threads,warm,device,[],threading.Lock()
+    def __enter__(self):
+        from medlearn.kit.kernels import describe_kernel,nursery_for
+        with ExitStack() as stack:
+            self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix='medlearn-', ignore_cleanup_errors=True)))
+            self.env = _environment(self.folder, self.threads, self.device)
+            address = ''
+            if self.warm and describe_kernel(self.folder/'jupyter'):
+                address = stack.enter_context(nursery_for(self.warm, self.env, self.folder))
+            describe_kernel(self.folder/'jupyter', address)
+            self.stack = stack.pop_all()
+        return self
+    def __exit__(self, *exc):
+        with self.stack:
+            for w in self.idle: w.proc.stdin.close()
+            for w in self.idle: w.end()
+    def take(self):
+        "A worker that waits, or a new one"
+        with self.lock:
+            if self.idle: return self.idle.pop()
+        return _Worker(self.env, self.folder)
+    def give_back(self, worker):
+        "It has done its job"
+        with self.lock: self.idle.append(worker)
+
+def _process(job, notebook, timeout, stop, tell, crew):
+    "Run a job to its end: (its error or None, peak in MB, was it ended early, digest of the chapter's text, how its kernel began)"
     with tempfile.TemporaryDirectory(prefix='medlearn-', ignore_cleanup_errors=True) as tmp:
         tmp = Path(tmp)
         copy = shutil.copyfile(job.path, tmp/'chapter.ipynb')
         (tmp/'work').mkdir()
         tag = f'{os.environ.get("MEDLEARN_JOB", "")}/{tmp.name}'
-        own = describe(copy)['parameters'].get('dataset')
-        order = asdict(job) | dict(path=str(copy), notebook=str(notebook), tmp=str(tmp), tag=tag, own=own)
-        with open(tmp/'log', 'w+', encoding='utf-8', errors='replace') as log:
-            command,pipe = [sys.executable, '-c', 'from medlearn.kit.runner import worker; worker()'],subprocess.PIPE
-            with subprocess.Popen(command, cwd=tmp/'work', env=_environment(tmp, tag, share, job.sabotage), stdin=pipe, stdout=pipe,
-                                  stderr=log, text=True, encoding='utf-8', start_new_session=True) as proc:
-                proc.stdin.write(json.dumps(order) + '\n')
-                proc.stdin.flush()
-                end,peak,ended = _watch(proc, tag, timeout, stop, tell)
-            log.seek(0)
-            why = 'killed, perhaps out of memory' if proc.returncode == -9 else f'status {proc.returncode}'
-            lost = f'the worker ended early ({why}): {log.read()[-300:]}'
+        env = dict(MEDLEARN_JOB=tag, IPYTHONDIR=str(tmp/'ipython'), JUPYTER_RUNTIME_DIR=str(tmp/'runtime'))
+        if job.sabotage: env['MEDLEARN_SABOTAGE'] = job.sabotage
+        order = asdict(job) | dict(path=str(copy), notebook=str(notebook), tmp=str(tmp), tag=tag, env=env,
+                                   own=describe(copy)['parameters'].get('dataset'))
+        worker = crew.take()
+        worker.send(order)
+        end,peak,ended = _watch(worker, order, timeout, stop, tell)
+        if end: crew.give_back(worker)
+        else:
+            said = Path(worker.log.name).read_text(encoding='utf-8', errors='replace')[-300:]
+            status = worker.end(kill=True)
+            why = 'killed, perhaps out of memory' if status == -9 else f'status {status}'
+            lost = f'the worker ended early ({why}): {said}'
         sha256 = hashlib.sha256(copy.read_bytes()).hexdigest()
     notebook.with_name(f'.{notebook.name}.part').unlink(missing_ok=True)
-    return ended or (end['error'] if end else lost), end.get('peak_mb') or peak, bool(ended), sha256
+    error = ended or (end['error'] if end else lost)
+    return error, max(end.get('peak_mb') or 0, peak) or None, bool(ended), sha256, end.get('kernel')
 
 # %% ../../nbs/kit/03_runner.ipynb #55b3c218
 def run_one(job:Job, # what to run
@@ -391,22 +484,24 @@ def run_one(job:Job, # what to run
             timeout:float=None, # time limit, seconds; None: none
             stop:threading.Event=None, # set it to end the job early
             tell=lambda message: None, # called with dict(cell, cells) as each cell starts
-            share:bool=False, # the machine with other jobs
+            crew:Crew=None, # processes to use; default: new ones, for this job alone
            )->dict: # the record, also written beside the notebook; None if stopped
     "Run one chapter in a process of its own and record how it went"
-    stop,out,began,peak,early,sha256 = stop or threading.Event(),Path(out).absolute(),time.time(),None,False,None
+    if crew is None:
+        with Crew() as crew: return run_one(job, out, timeout, stop, tell, crew)
+    stop,out,began,peak,early,sha256,kernel = stop or threading.Event(),Path(out).absolute(),time.time(),None,False,None,None
     notebook,record = out/f'{job.stem}.ipynb',out/f'{job.stem}.json'
     try:
         notebook.parent.mkdir(parents=True, exist_ok=True)
         for p in (notebook, record): p.unlink(missing_ok=True)
-        error,peak,early,sha256 = _process(job, notebook, timeout, stop, tell, share)
+        error,peak,early,sha256,kernel = _process(job, notebook, timeout, stop, tell, crew)
     except OSError as e: error = f'{type(e).__name__}: {e} (outside the cells)'
     if stop.is_set(): return
     facts = harvest(notebook)
     run,holds = facts['run'],all(c.get('passed') is True for c in facts['claims'])
     status = 'timeout' if early else 'error' if error else 'passed' if holds else 'failed'
     row = dict(chapter=job.chapter, profile=job.profile, seed=job.seed, parameters=job.parameters, status=status,
-               error=error, seconds=round(time.time() - began, 2), peak_mb=peak,
+               error=error, seconds=round(time.time() - began, 2), peak_mb=peak, kernel=kernel,
                started=time.strftime('%Y-%m-%dT%H:%M:%S%z', time.localtime(began)),
                sabotage=job.sabotage, shuffled=sum(s.get('rows', 0) for s in facts['sabotage']),
                **{k: run.get(k) for k in ('device', 'gpu', 'processor', 'threads')}, data=facts['data'],
@@ -447,27 +542,86 @@ def finished(job:Job, # what is to be run
     text,params = hashlib.sha256(Path(job.path).read_bytes()).hexdigest(),json.loads(to_json(job.parameters))
     return row if (row['chapter'], row.get('sha256'), row.get('parameters')) == (job.chapter, text, params) else None
 
+# %% ../../nbs/kit/03_runner.ipynb #a5a2586b
+def cores()->int: # those that this process may use, also in a container with a quota
+    "Processor cores at hand"
+    import joblib
+    return joblib.cpu_count()
+
+def threads_of(work, # list of `Job`
+               jobs:int, # at once
+              )->int: # threads of each job
+    "One where all are smoke runs, so that results do not depend on `jobs`; else each job's share of the cores"
+    return 1 if all(job.profile == 'smoke' for job in work) else max(1, cores()//jobs)
+
+# %% ../../nbs/kit/03_runner.ipynb #c2350638
+def _need(job, needs):
+    "Seconds and MB that a job took last time, or may take"
+    teaches = job.chapter.split('/')[0] not in ('kit', 'data')
+    return needs.get(f'{job.chapter}/{job.profile}') or (60 if teaches else 20, 2000)
+
+def longest_first(work, # list of `Job`
+                  needs:dict, # "part/topic/profile" -> (seconds, MB)
+                 )->list: # the same jobs
+    "Jobs in the order in which the last one ends earliest, as far as is known"
+    return sorted(work, key=lambda job: -_need(job, needs)[0])
+
+def how_many(work, # list of `Job`
+             needs:dict=None, # "part/topic/profile" -> (seconds, MB)
+             memory:float=None, # MB at hand; default: what is free now
+            )->int: # jobs at once
+    "How many jobs the cores and the memory of this machine carry at once"
+    if os.environ.get('MEDLEARN_JOB'): return 1
+    if memory is None:
+        import psutil
+        memory = psutil.virtual_memory().available >> 20
+    largest = sorted((_need(job, needs or {})[1] for job in work), reverse=True)
+    fit = [n for n in range(1, len(largest) + 1) if sum(largest[:n]) <= .8*memory]
+    return max(1, min(cores(), *fit[-1:] or [1]))
+
+# %% ../../nbs/kit/03_runner.ipynb #cd7867f5
+def _warm(work, warm):
+    "What a nursery for these jobs imports: nothing, where none is wanted"
+    if warm is False or (warm is None and (len(work) < 2 or os.environ.get('MEDLEARN_JOB'))): return []
+    from medlearn.kit.kernels import to_warm
+    return to_warm([job.path for job in work]) or ['ipykernel.kernelapp']
+
 # %% ../../nbs/kit/03_runner.ipynb #23589c51
 def run(work, # list of `Job`, from `plan`
         out:Path, # run folder
-        jobs:int=1, # how many at once
+        jobs:int=None, # how many at once; None: as many as cores and memory allow
         timeout:float=None, # time limit of each, seconds
         resume:bool=False, # keep what an earlier run finished?
         tell=lambda job, message: None, # called as cells start (dict(cell, cells)) and as jobs end (the record)
+        kept=None, # a `kit.reuse.Kept`: takes and keeps results of unchanged chapters
+        device:str=None, # "cpu" hides GPUs
+        warm:bool=None, # kernels from a nursery? None: where it pays
        )->list: # records, in the order of `work`
     "Run jobs side by side; one that breaks is a record like any other"
     stop,lock,rows,out = threading.Event(),threading.Lock(),{},Path(out)
-    def one(job):
-        if stop.is_set(): return
-        row = resume and finished(job, out) or run_one(job, out, timeout, stop, partial(tell, job), jobs > 1)
-        if row is None: return
+    needs = kept.needs if kept else {}
+    def done(job, row):
         rows[job.stem] = row
         with lock:
             try: write_results(out)
             except OSError as e: row.update(status='error', error=row['error'] or f'results.json: {e}')
         tell(job, row)
-    with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(one, job) for job in work]
+    left = []
+    jobs = jobs or how_many(work, needs)
+    threads = threads_of(work, jobs)
+    for job in work:
+        row = (resume and finished(job, out)) or (kept and kept.take(job, out, threads, device))
+        if row: done(job, row)
+        else: left.append(job)
+    def one(job):
+        if stop.is_set(): return
+        row = run_one(job, out, timeout, stop, partial(tell, job), crew)
+        if row is None: return
+        if kept: kept.put(job, row, out, threads, device)
+        done(job, row)
+    if not left: return [rows[job.stem] for job in work]
+    with Crew(threads, _warm(left, warm), device) as crew, ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(one, job) for job in longest_first(left, needs)]
         try:
             for f in as_completed(futures): f.result()
         except BaseException:
