@@ -119,7 +119,12 @@ def kernels(tmp_path, monkeypatch):
     for end in reversed(open_): end()
 
 
-def nurseries(): return [p for p in psutil.process_iter() if p.status() != psutil.STATUS_ZOMBIE and 'kernels import nursery' in ' '.join(p.cmdline())]
+def nurseries(folder):
+    "Nurseries that work in this folder"
+    def here(p):
+        try: return 'kernels import nursery' in ' '.join(p.cmdline()) and Path(folder) in Path(p.cwd()).parents
+        except psutil.Error: return False
+    return [p for p in psutil.process_iter() if here(p)]
 def children(): return {c.pid for c in psutil.Process().children(recursive=True)}
 
 
@@ -186,14 +191,15 @@ open(pids, "w").write(f"{os.getpid()} {child.pid} {fork}")'''
 
 @linux
 @pytest.mark.parametrize('end', ['', 'os.kill(os.getpid(), 9)', 'os.kill(os.getppid(), 9); time.sleep(60)'], ids=['ends', 'killed', 'nursery killed'])
-def test_no_process_outlives_its_chapter(tmp_path, end):
+def test_no_process_outlives_its_chapter(tmp_path, end, monkeypatch):
+    monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
     for i in (1, 2): chapter(tmp_path/'nbs', f'imaging/0{i}_leaves{i}', LEAVES, end or '1', params=PARAMS + f'pids = {str(tmp_path/f"pids{i}")!r}')
     chapter(tmp_path/'nbs', 'imaging/03_after', 'import time', claim(True))
     rows = run(plan(folder=tmp_path/'nbs'), tmp_path/'out', jobs=1, warm=True)
     assert [r['status'] for r in rows] == (['error', 'error', 'passed'] if end else ['passed']*3), [r['error'] for r in rows]
     assert rows[0]['kernel'] == 'prewarmed' and rows[2]['kernel'] == ('cold' if 'getppid' in end else 'prewarmed')
     for i in (1, 2): assert gone(map(int, (tmp_path/f'pids{i}').read_text().split()))
-    assert not nurseries()
+    assert not nurseries(tmp_path)
 
 
 @linux
@@ -204,11 +210,11 @@ def test_nothing_outlives_a_killed_run(tmp_path):
     proc = subprocess.Popen([sys.executable, '-c', code], env=os.environ | dict(TMPDIR=str(tmp_path/'tmp')))
     pids = [tmp_path/'pids1', tmp_path/'pids2']
     wait_for(lambda: all(p.exists() and p.read_text().count(' ') == 2 for p in pids), 60)
-    assert psutil.Process(int(pids[0].read_text().split()[0])).parent() in nurseries()
+    assert psutil.Process(int(pids[0].read_text().split()[0])).parent() in nurseries(tmp_path)
     proc.send_signal(signal.SIGKILL)
     proc.wait()
     for p in pids: wait_for(lambda: gone(map(int, p.read_text().split())))
-    wait_for(lambda: not list((tmp_path/'tmp').glob('medlearn-*')) and not nurseries())
+    wait_for(lambda: not list((tmp_path/'tmp').glob('medlearn-*')) and not nurseries(tmp_path))
 
 
 def test_what_chapters_import():

@@ -49,11 +49,23 @@ def _read_file(path):
     elif not isinstance(options or {}, dict): raise WrongUsage(f'{path}: options is {options!r}, and has to be names with values')
     return dict(scheduler=kind, options=options or {}, workers=workers)
 
-# %% ../../nbs/kit/13_cluster.ipynb #fe65f8c7
+# %% ../../nbs/kit/13_cluster.ipynb #f0406069
 def _import(name, package):
     "A module that only some users need"
     try: return importlib.import_module(name)
     except ModuleNotFoundError as e: raise WrongUsage(f'this kind of cluster needs a package that is not installed: pip install {package}') from e
+
+def _within(seconds, call):
+    "What `call` gives, if it does so in time: Dask waits without limit for one who takes the connection and says nothing"
+    said = queue.Queue()
+    def ask():
+        try: said.put((call(), None))
+        except Exception as e: said.put((None, e))
+    threading.Thread(target=ask, daemon=True).start()
+    try: answer,error = said.get(timeout=seconds)
+    except queue.Empty: raise TimeoutError(f'no answer in {seconds} s') from None
+    if error: raise error
+    return answer
 
 @contextmanager
 def _quiet():
@@ -64,7 +76,7 @@ def _quiet():
     try: yield
     finally: log.setLevel(level)
 
-# %% ../../nbs/kit/13_cluster.ipynb #68ea8d16
+# %% ../../nbs/kit/13_cluster.ipynb #5fbf1123
 def _started(asked, stack, distributed):
     "A cluster of our own, as long as the stack is open"
     kind,options,workers = asked['scheduler'],asked['options'],asked['workers']
@@ -88,7 +100,7 @@ def _connected(asked):
     distributed = _import('distributed', "'medlearn[scaling]'")
     with _quiet(), ExitStack() as stack:
         at = asked['options'] if asked['scheduler'] == 'address' else _started(asked, stack, distributed)
-        try: client = stack.enter_context(distributed.Client(at, timeout=6, set_as_default=False))
+        try: client = stack.enter_context(_within(8, lambda: distributed.Client(at, timeout=6, set_as_default=False)))
         except (OSError, ValueError) as e: raise WrongUsage(f'no scheduler answers at {at}: {e}') from e
         yield client
 
@@ -258,7 +270,7 @@ def _write(job, record, notebook, out):
     except OSError as e: row.update(status='error', error=row['error'] or f'the record could not be written: {e}')
     return row
 
-# %% ../../nbs/kit/13_cluster.ipynb #2e466d48
+# %% ../../nbs/kit/13_cluster.ipynb #3067c68d
 class _Course:
     "The jobs of a run on their way to the cluster and back"
     def __init__(self, client, todo, out, order):
@@ -310,12 +322,9 @@ class _Course:
     def end(self):
         "Take back what is on its way, and have the workers forget this run"
         def ask():
-            with suppress(Exception):
-                if self.running: self.client.cancel([f for _,f in self.running.values()], force=True)
-                self.client.run(_release, self.order['run'], on_error='ignore')
-        thread = threading.Thread(target=ask, daemon=True)
-        thread.start()
-        thread.join(10)
+            if self.running: self.client.cancel([f for _,f in self.running.values()], force=True)
+            self.client.run(_release, self.order['run'], on_error='ignore')
+        with suppress(Exception): _within(10, ask)
 
 # %% ../../nbs/kit/13_cluster.ipynb #e3435ba4
 def run_on(work, # list of `Job`, from `runner.plan`

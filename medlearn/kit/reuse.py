@@ -67,9 +67,9 @@ def _device(device):
     models = Path('/proc/driver/nvidia/gpus').glob('*/information')
     return 'gpu ' + ', '.join(sorted(line for p in models for line in p.read_text().splitlines() if line.startswith('Model')))
 
-# %% ../../nbs/kit/12_reuse.ipynb #bbf26928
+# %% ../../nbs/kit/12_reuse.ipynb #ce2b422d
 _variables = 'OMP_ MKL_ OPENBLAS_ KMP_ GOMP_ CUDA_ CUBLAS_ CUDNN_ TORCH_ PYTORCH_ NUMEXPR_ PYTHON MPL LC_ LANG TZ MEDLEARN_MIRROR'.split()
-_private = {'PYTHONPATH', 'PYTHONHASHSEED', 'OMP_NUM_THREADS', 'MPLBACKEND'}
+_private = set('PYTHONPATH PYTHONHASHSEED PYTHONUNBUFFERED PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS MPLBACKEND KMP_INIT_AT_FORK'.split())
 
 def key_parts(job, # a `runner.Job`
               threads:int=None, # of its kernel; None: all

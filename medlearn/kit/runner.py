@@ -249,6 +249,7 @@ def _engine(notebook, say, after=lambda: None):
                 if cell.cell_type == 'code': after()
                 return complete(cell, cell_index, **kw)
             man.cell_start,man.cell_complete,man.save,Engine.nb = cell_start,cell_complete,save,man.nb
+            man.nb.metadata.papermill.input_path = None # papermill puts the whole notebook there
             try: super().execute_managed_notebook(man, *args, **kwargs)
             except DeadKernelError:
                 cell = man.nb.cells[at[0]]
