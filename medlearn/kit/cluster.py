@@ -76,7 +76,7 @@ def _quiet():
     try: yield
     finally: log.setLevel(level)
 
-# %% ../../nbs/kit/13_cluster.ipynb #5fbf1123
+# %% ../../nbs/kit/13_cluster.ipynb #6e4929f3
 def _started(asked, stack, distributed):
     "A cluster of our own, as long as the stack is open"
     kind,options,workers = asked['scheduler'],asked['options'],asked['workers']
@@ -100,7 +100,7 @@ def _connected(asked):
     distributed = _import('distributed', "'medlearn[scaling]'")
     with _quiet(), ExitStack() as stack:
         at = asked['options'] if asked['scheduler'] == 'address' else _started(asked, stack, distributed)
-        try: client = stack.enter_context(_within(8, lambda: distributed.Client(at, timeout=6, set_as_default=False)))
+        try: client = stack.enter_context(_within(7, lambda: distributed.Client(at, timeout=5, set_as_default=False)))
         except (OSError, ValueError) as e: raise WrongUsage(f'no scheduler answers at {at}: {e}') from e
         yield client
 
