@@ -1,6 +1,7 @@
 "Processes that agree, a sweep that survives, and costs that are counted right"
-import os, pickle, signal, time
+import os, pickle, signal, subprocess, sys, time
 from functools import partial
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np, psutil, pytest, torch
@@ -86,18 +87,40 @@ def one_is_killed():
 def both_wait(): time.sleep(600)
 
 
-def alive(p):
-    "Is it one of the processes that were started, and more than an entry in the table?"
-    try: return p.status() != psutil.STATUS_ZOMBIE and 'spawn_main' in ' '.join(p.cmdline())
-    except (psutil.NoSuchProcess, psutil.ZombieProcess): return False
+def alive():
+    "Copies of the fork server, or processes that were spawned, without those that are only entries in the table"
+    found = set()
+    for p in psutil.Process().children(recursive=True):
+        try: said = ' '.join(p.cmdline()) if p.status() != psutil.STATUS_ZOMBIE else ''
+        except (psutil.NoSuchProcess, psutil.ZombieProcess): continue
+        if 'spawn_main' in said or 'forkserver' in said and p.pid != forkserver._forkserver._forkserver_pid: found.add(p)
+    return found
 
 
 @pytest.mark.parametrize('fn,limit,said', [(one_fails, 300, 'the second one stumbles'), (one_is_killed, 300, 'SIGKILL'),
                                            (both_wait, 2, 'had not finished after 2 s')], ids=lambda v: getattr(v, '__name__', ''))
 def test_no_process_stays_behind(fn, limit, said):
-    before, start = set(psutil.Process().children()), time.monotonic()
+    before, start = alive(), time.monotonic()
     with pytest.raises(Exception, match=said): S.processes(fn, 2, timeout=limit)
-    assert not [p for p in psutil.Process().children() if p not in before and alive(p)] and time.monotonic() - start < 250
+    assert not alive() - before and time.monotonic() - start < 250
+
+
+def mark_and_wait(folder):
+    (Path(folder)/str(os.getpid())).touch()
+    time.sleep(600)
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path):
+    work = f'import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_scaling as t; t.S.processes(t.mark_and_wait, 2, {str(tmp_path)!r})'
+    parent, end = subprocess.Popen([sys.executable, '-c', work]), time.monotonic() + 120
+    def wait(until):
+        while not until() and time.monotonic() < end: time.sleep(.2)
+        return until()
+    assert wait(lambda: len(list(tmp_path.iterdir())) == 2)
+    started = [int(f.name) for f in tmp_path.iterdir()]
+    parent.kill()
+    parent.wait()
+    assert wait(lambda: not any(map(psutil.pid_exists, started)))
 
 
 # The sweep
