@@ -24,7 +24,7 @@ pretend-gpu: $(READY)
 	PYTHONPATH=tests/pretended_gpu $(BIN)/medlearn run foundations imaging sequences --profile smoke
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lab: $(READY)
 	$(BIN)/jupyter lab --notebook-dir nbs --ip 127.0.0.1

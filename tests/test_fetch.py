@@ -588,3 +588,37 @@ def test_users_hear_of_data_once(serve, monkeypatch):
 def test_importing_is_light():
     code = 'import sys, medlearn.kit.fetch; print([m for m in ("numpy", "pooch", "requests", "torch", "tqdm", "pandas") if m in sys.modules])'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=root).stdout.strip() == '[]'
+
+
+# ---------------------------------------------------------------- arrays that are made once
+
+def squares(): return dict(x=np.arange(5)**2, names=np.array(['a', 'b']))
+def cubes(): return dict(x=np.arange(5)**3, names=np.array(['a', 'b']))
+
+
+def test_arrays_are_made_once_and_verified(serve, place):
+    c, calls = make(serve().url), []
+    def got(by=squares):
+        a = F.arrays('toy', c, [by], lambda: calls.append(1) or by())
+        assert a['x'].tolist() == by()['x'].tolist() and a['x'].dtype == by()['x'].dtype and a['names'].tolist() == ['a', 'b']
+        return len(calls)
+    assert [got(), got()] == [1, 1]
+    path, = (place/'cache/arrays').iterdir()
+    for damage in (path.read_bytes()[:-3], b'', path.read_bytes()[:64] + b'x'*900):
+        path.write_bytes(damage)
+        before = len(calls)
+        assert [got(), got()] == [before + 1]*2
+    assert got(cubes) == len(calls) and len(list((place/'cache/arrays').iterdir())) == 1
+    shutil.rmtree(place/'cache/arrays')
+    (place/'cache/arrays').write_text('no folder')
+    before = len(calls)
+    assert [got(), got()] == [before + 1, before + 2]
+
+
+def test_arrays_of_other_data_are_made_anew(serve, place):
+    made = []
+    for name in (body, body + b'!'):
+        s = serve(body=name) if name != body else serve()
+        c = make(s.url, digest='sha256:' + hashlib.sha256(name).hexdigest(), size=len(name))
+        F.arrays('toy', c, [squares], lambda: made.append(1) or squares())
+    assert len(made) == 2

@@ -143,6 +143,16 @@ def test_two_calls_are_equal(lidc):
     I.lidc_masks.cache_clear(), I._readings.cache_clear(), I._lidc_tables.cache_clear()
     assert (I.lidc_nodules().images == lidc.images).all()
 
+def test_what_is_kept_is_what_is_made(lidc):
+    made,kept = I._mask_arrays(),I.lidc_masks()
+    assert sum(m.voxels.size for m in kept.values()) == made['flat'].size and made['whole'][:, 0].tolist() == list(kept)
+    assert (np.concatenate([m.voxels.ravel() for m in kept.values()]) == made['flat']).all()
+    pd.testing.assert_frame_equal(I._measured(), I.lidc_readings())
+    for i in (0, 1000, 4000):
+        m = kept[int(lidc.table.reading[i])]
+        largest = m.voxels[m.voxels.sum((1, 2), dtype=int).argmax()]
+        assert (I.to_grid(largest, m.spacing[1], 64, .75) == lidc.images[i]).all()
+
 def test_a_patient_keeps_the_split(lidc):
     more = I.lidc_nodules(size=32, keep_indeterminate=True)
     assert len(more) == 6859 and set(more.labels) == {0, 1, 2}

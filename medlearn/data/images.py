@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from ..kit.chapter import sabotage
-from ..kit.fetch import DataError,card,cards,digest_of,fetch,load_npz,read_member,used
+from ..kit.fetch import DataError,arrays,card,cards,digest_of,fetch,load_npz,read_member,used
 
 # %% ../../nbs/data/01_images.ipynb #e80f5a44
 STYLE = {'figure.dpi': 100, 'font.size': 9, 'axes.spines.top': False, 'axes.spines.right': False,
@@ -72,9 +72,8 @@ class Mask(NamedTuple):
     spacing: tuple # (between slices, between rows, between columns), mm
 
 # %% ../../nbs/data/01_images.ipynb #c79cce39
-@lru_cache(1)
-def lidc_masks()->dict: # reading -> `Mask`, in the order of the readings
-    "Masks of all 6,859 readings of LIDC-IDRI on the pixels of their scans"
+def _mask_arrays():
+    "What all masks are made of: their voxels one after the other, and where and how large each is"
     scans,readings,contours = _lidc_tables()
     n = contours.coords.str.count('\n').to_numpy()+1
     xy = np.fromstring(','.join(contours.coords).replace('\n', ','), dtype=np.int32, sep=',').reshape(-1, 2)
@@ -91,11 +90,17 @@ def lidc_masks()->dict: # reading -> `Mask`, in the order of the readings
     slices = pd.DataFrame(dict(reading=which, z=contours.z, start=start))[new]
     px,dz = (readings.scan.map(scans[c]) for c in ('pixel_spacing', 'slice_spacing'))
     of = slices.groupby('reading').start.agg(['size', 'first'])
-    parts = zip(of.index, np.split(slices.z.to_numpy(), of['size'].cumsum()[:-1]), of['first'], *(v[of.index] for v in (high, wide, box.y0, box.x0, dz, px)))
-    res = {}
-    for r,z,at,h,w,y,x,gap,p in parts:
-        voxels = flat[at:at + len(z)*h*w].reshape(len(z), h, w)
-        res[r] = Mask(voxels, z, (y, x), (gap, p, p))
+    whole = np.c_[of.index, of['size'], of['first'], *(v[of.index] for v in (high, wide, box.y0, box.x0))]
+    return dict(flat=flat, z=slices.z.to_numpy(), whole=whole.astype(int), spacing=np.c_[dz[of.index], px[of.index]])
+
+@lru_cache(1)
+def lidc_masks()->dict: # reading -> `Mask`, in the order of the readings
+    "Masks of all 6,859 readings of LIDC-IDRI on the pixels of their scans"
+    a = arrays('lidc-masks', 'lidc_nodules', [_lidc_tables, fill, _mask_arrays], _mask_arrays)
+    flat,res = a['flat'],{}
+    levels = np.split(a['z'], a['whole'][:, 1].cumsum()[:-1])
+    for (r,n,at,h,w,y,x),z,(gap,p) in zip(a['whole'].tolist(), levels, a['spacing'].tolist()):
+        res[r] = Mask(flat[at:at + n*h*w].reshape(n, h, w), z, (y, x), (gap, p, p))
     return res
 
 # %% ../../nbs/data/01_images.ipynb #9397b403
@@ -120,8 +125,8 @@ def same_nodule(centre:np.ndarray, # centres of the readings, mm; shape (n, 3)
         reach[crowded] *= .9
 
 # %% ../../nbs/data/01_images.ipynb #bf0aa774
-@lru_cache(1)
-def _readings():
+def _measured():
+    "Table of all readings"
     scans,readings,_ = _lidc_tables()
     rows = []
     for r,m in lidc_masks().items():
@@ -138,6 +143,12 @@ def _readings():
     table = table.rename_axis('reading').reset_index()
     lead = ['reading','patient','scan','nodule','reader']
     return table[lead + [c for c in table if c not in lead]]
+
+@lru_cache(1)
+def _readings():
+    def columns(): return {c: v.to_numpy(str) if v.dtype.kind in 'OT' or v.dtype == 'str' else v.to_numpy() for c,v in _measured().items()}
+    a = arrays('lidc-readings', 'lidc_nodules', [_lidc_tables, fill, _mask_arrays, same_nodule, _measured], columns)
+    return pd.DataFrame(a)
 
 # %% ../../nbs/data/01_images.ipynb #99284ce7
 def lidc_readings()->pd.DataFrame: # one row per reading; lengths in mm, ratings from 1 to 5 or 6
@@ -306,6 +317,19 @@ def check_leak(split:np.ndarray, # split of each row, shape (n,)
     return len(where)
 
 # %% ../../nbs/data/01_images.ipynb #0bad19ba
+def _silhouettes(size, mm, normalise):
+    "Largest slice of each reading as a picture"
+    def make():
+        masks = lidc_masks()
+        images = np.empty((len(masks), size, size), np.uint8)
+        for i,m in enumerate(masks.values()):
+            largest = m.voxels[m.voxels.sum((1,2), dtype=int).argmax()]
+            images[i] = same_size(largest, size) if normalise else to_grid(largest, m.spacing[1], size, mm)
+        return dict(images=images)
+    name = f'lidc-{size}-' + ('normalised' if normalise else f'{mm:g}mm')
+    return arrays(name, 'lidc_nodules', [_lidc_tables, fill, _mask_arrays, to_grid, same_size, _silhouettes], make)['images']
+
+# %% ../../nbs/data/01_images.ipynb #37dbba57
 def lidc_nodules(size:int=64, # side of the pictures, pixels
                  mm:float=0.75, # pixel of the pictures, mm
                  normalise:bool=False, # scale all silhouettes to one size, see `same_size`: shape stays
@@ -317,11 +341,7 @@ def lidc_nodules(size:int=64, # side of the pictures, pixels
     df = lidc_readings()
     df['split'] = split_by_group(df.patient, df.malignancy, split, seed)
     if not keep_indeterminate: df = df[df.malignancy != 3]
-    images,masks = np.empty((len(df), size, size), np.uint8),lidc_masks()
-    for i,r in enumerate(df.reading):
-        slices = masks[r].voxels
-        m = slices[slices.sum((1,2), dtype=int).argmax()]
-        images[i] = same_size(m, size) if normalise else to_grid(m, masks[r].spacing[1], size, mm)
+    images = _silhouettes(size, mm, normalise)[np.searchsorted(lidc_readings().reading, df.reading)]
     labels = df.malignancy.map({1: 0, 2: 0, 4: 1, 5: 1, 3: 2}).to_numpy()
     classes = ['rated 1-2', 'rated 4-5'] + ['rated 3']*keep_indeterminate
     name,split = 'lidc_nodules' + ', normalised'*normalise,df.pop('split').to_numpy()

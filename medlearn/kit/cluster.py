@@ -250,7 +250,10 @@ def _packed(row, out, names):
     notebook = out/row['notebook'] if row['notebook'] else None
     return dict(record=at_home(runner.to_json(row)), notebook=notebook and at_home(notebook.read_text(encoding='utf-8')))
 
-# %% ../../nbs/kit/13_cluster.ipynb #ed4e99d6
+# %% ../../nbs/kit/13_cluster.ipynb #37899a11
+def _there(name): return getattr(importlib.import_module('medlearn.kit.cluster'), name)
+
+# %% ../../nbs/kit/13_cluster.ipynb #9827ae9d
 def _broken(job, error, seconds):
     "The record of a job of which no worker gave one"
     from medlearn.kit.chapter import commit,versions
@@ -270,7 +273,7 @@ def _write(job, record, notebook, out):
     except OSError as e: row.update(status='error', error=row['error'] or f'the record could not be written: {e}')
     return row
 
-# %% ../../nbs/kit/13_cluster.ipynb #3067c68d
+# %% ../../nbs/kit/13_cluster.ipynb #9f9938f7
 class _Course:
     "The jobs of a run on their way to the cluster and back"
     def __init__(self, client, todo, out, order):
@@ -286,7 +289,7 @@ class _Course:
         except OSError as e: return self.broken(job, f'{type(e).__name__}: {e} (not sent)')
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            future = self.client.submit(_work, archive, key=f'medlearn-{self.order["run"]}-{job.stem}-{self.sent[job.stem]}', pure=False)
+            future = self.client.submit(_there('_work'), archive, key=f'medlearn-{self.order["run"]}-{job.stem}-{self.sent[job.stem]}', pure=False)
         self.running[future.key] = job,future
         future.add_done_callback(self.ended.put)
     def broken(self, job, error): return _write(job, runner.to_json(_broken(job, error, time.time() - self.began[job.stem])), None, self.out)
@@ -323,10 +326,10 @@ class _Course:
         "Take back what is on its way, and have the workers forget this run"
         def ask():
             if self.running: self.client.cancel([f for _,f in self.running.values()], force=True)
-            self.client.run(_release, self.order['run'], on_error='ignore')
+            self.client.run(_there('_release'), self.order['run'], on_error='ignore')
         with suppress(Exception): _within(10, ask)
 
-# %% ../../nbs/kit/13_cluster.ipynb #e3435ba4
+# %% ../../nbs/kit/13_cluster.ipynb #48e287fe
 def run_on(work, # list of `Job`, from `runner.plan`
            out:Path, # run folder
            where:str, # `local:4`, `tcp://HOST:PORT`, `tls://HOST:PORT` or `FILE.yaml`
@@ -356,7 +359,7 @@ def run_on(work, # list of `Job`, from `runner.plan`
                                                  kept if asked['scheduler'] == 'local' else None)
     return [rows[job.stem] for job in work]
 
-# %% ../../nbs/kit/13_cluster.ipynb #3a1e8089
+# %% ../../nbs/kit/13_cluster.ipynb #b15d633b
 def _drive(course, where, rows, work, done, kept):
     "See a run to its end, or say how far it came"
     from concurrent.futures import CancelledError

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['timeout', 'waits', 'seen', 'on_use', 'DataError', 'UnknownName', 'File', 'Card', 'cards', 'card', 'digest_of',
-           'cache_dir', 'cached_path', 'Cut', 'used', 'fetch', 'read_member', 'load_npz', 'load', 'verify']
+           'cache_dir', 'cached_path', 'Cut', 'used', 'fetch', 'read_member', 'load_npz', 'arrays', 'load', 'verify']
 
 # %% ../../nbs/kit/01_fetch.ipynb #d0025efd
-import errno,hashlib,json,os,re,shutil,subprocess,sys,tarfile,tempfile,time,tomllib,warnings,zipfile,zlib
+import errno,hashlib,io,json,os,re,shutil,subprocess,sys,tarfile,tempfile,time,tomllib,warnings,zipfile,zlib
 from dataclasses import dataclass,field,fields
 from difflib import get_close_matches
 from functools import partial
@@ -427,6 +427,35 @@ def load_npz(path, # a .npz file
     lacks,has = ', '.join(k for k in needs if k not in found), ', '.join(found) or 'nothing'
     if not lacks: return found
     raise DataError(f'{path} is in the wrong layout: it lacks {lacks} and has {has}. Save it with those names.')
+
+# %% ../../nbs/kit/01_fetch.ipynb #1827b4b8
+def arrays(name:str, # of what is made, with its parameters: it names the file
+           of:str, # data set, or a `Card`, that it is made from
+           by, # functions that make it; if their text changes, it is made anew
+           make, # () -> dict of name -> array, without objects
+          )->dict: # name -> array
+    "Arrays made from a verified data set, once: kept in the cache, and verified when they are read"
+    import numpy as np
+    from inspect import getsource
+    fetch(of)
+    key = hashlib.sha256('\n'.join([card(of).file().digest, np.__version__, *map(getsource, by)]).encode()).hexdigest()[:12]
+    path = cache_dir()/'arrays'/f'{name}-{key}.npz'
+    try:
+        with open(path, 'rb') as f:
+            digest,data = f.read(64),f.read()
+        if hashlib.sha256(data).hexdigest().encode() == digest:
+            with np.load(io.BytesIO(data), allow_pickle=False) as z: return {k: z[k] for k in z.files}
+    except (OSError, ValueError, zipfile.BadZipFile): pass
+    made,text = make(),io.BytesIO()
+    np.savez(text, **made)
+    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(hashlib.sha256(text.getbuffer()).hexdigest().encode() + text.getbuffer())
+        for old in path.parent.glob(f'{name}-{"?"*12}.npz'): old.unlink(missing_ok=True)
+        os.replace(part, path)
+    except OSError: part.unlink(missing_ok=True) if part.parent.is_dir() else None
+    return made
 
 # %% ../../nbs/kit/01_fetch.ipynb #aeec5188
 def load(name:str, # data set
