@@ -76,7 +76,7 @@ def _quiet():
     try: yield
     finally: log.setLevel(level)
 
-# %% ../../nbs/kit/13_cluster.ipynb #6e4929f3
+# %% ../../nbs/kit/13_cluster.ipynb #78124ca3
 def _started(asked, stack, distributed):
     "A cluster of our own, as long as the stack is open"
     kind,options,workers = asked['scheduler'],asked['options'],asked['workers']
@@ -88,21 +88,23 @@ def _started(asked, stack, distributed):
         cluster_class = distributed.LocalCluster
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix='medlearn-', ignore_cleanup_errors=True))
         options = dict(n_workers=workers, threads_per_worker=1, dashboard_address=None, memory_limit=0,
-                       local_directory=scratch, silence_logs=logging.CRITICAL) | options
+                       local_directory=scratch, silence_logs=logging.CRITICAL, scheduler_kwargs=dict(dashboard_address='127.0.0.1:0')) | options
+    stack.enter_context(_import('dask', "'medlearn[scaling]'").config.set({'distributed.deploy.lost-worker-timeout': '60s'}))
     try: cluster = stack.enter_context(cluster_class(**options))
     except (TypeError, ValueError) as e: raise WrongUsage(f'{kind}: {e}') from e
-    if kind in _batch: cluster.scale(workers)
+    cluster.scale(workers)
     return cluster
 
 @contextmanager
 def _connected(asked):
-    "A client of the cluster that was asked for"
+    "A client of the cluster that was asked for, and how to replace workers that do not come back"
     distributed = _import('distributed', "'medlearn[scaling]'")
     with _quiet(), ExitStack() as stack:
-        at = asked['options'] if asked['scheduler'] == 'address' else _started(asked, stack, distributed)
+        ours = asked['scheduler'] != 'address'
+        at = _started(asked, stack, distributed) if ours else asked['options']
         try: client = stack.enter_context(_within(7, lambda: distributed.Client(at, timeout=5, set_as_default=False)))
         except (OSError, ValueError) as e: raise WrongUsage(f'no scheduler answers at {at}: {e}') from e
-        yield client
+        yield client, lambda: ours and at.scale(asked['workers'])
 
 # %% ../../nbs/kit/13_cluster.ipynb #abb3f0ed
 def _walk(path):
@@ -160,20 +162,20 @@ def _differences(wanted):
     have = versions_here()
     return ', '.join(f'{k} {have.get(k)} instead of {v}' for k,v in wanted.items() if have.get(k) != v)
 
-# %% ../../nbs/kit/13_cluster.ipynb #b4bb95cc
+# %% ../../nbs/kit/13_cluster.ipynb #878f1b4c
 TRIES = 3 # starts of a chapter whose worker ends each time
 LOST = 10 # times that it is sent again without having been started
 
-def _starts(client, run, stem):
-    "Marks of the starts of a job in a run"
-    return [m['mark'] for _,m in client.get_events(f'medlearn-{run}') or () if m['stem'] == stem]
+def _starts(events, stem):
+    "Marks of the starts of a job, among the events of a run"
+    return [m['mark'] for _,m in events or () if m['stem'] == stem]
 
 def _start(worker, run, stem):
     "Note a start where the death of this worker does not reach; how many there are now"
-    from distributed import get_client
-    mark,client,end = uuid.uuid4().hex,get_client(),time.monotonic() + 30
-    worker.log_event(f'medlearn-{run}', dict(stem=stem, mark=mark))
-    while mark not in (marks := _starts(client, run, stem)):
+    topic,mark,end = f'medlearn-{run}',uuid.uuid4().hex,time.monotonic() + 30
+    ask = lambda: asyncio.run_coroutine_threadsafe(worker.scheduler.events(topic=topic), worker.loop.asyncio_loop).result(30)
+    worker.log_event(topic, dict(stem=stem, mark=mark))
+    while mark not in (marks := _starts(ask(), stem)):
         if time.monotonic() > end: raise TimeoutError('the scheduler takes no note of this start')
         time.sleep(.01)
     return marks.index(mark) + 1
@@ -273,11 +275,11 @@ def _write(job, record, notebook, out):
     except OSError as e: row.update(status='error', error=row['error'] or f'the record could not be written: {e}')
     return row
 
-# %% ../../nbs/kit/13_cluster.ipynb #9f9938f7
+# %% ../../nbs/kit/13_cluster.ipynb #43096656
 class _Course:
     "The jobs of a run on their way to the cluster and back"
-    def __init__(self, client, todo, out, order):
-        self.client,self.todo,self.out,self.order = client,list(todo),out,order
+    def __init__(self, client, mend, todo, out, order):
+        self.client,self.mend,self.todo,self.out,self.order = client,mend,list(todo),out,order
         self.running,self.sent,self.began,self.ended = {},{},{},queue.Queue()
     def send(self, job):
         "Make a job a task; the record of one that cannot be sent"
@@ -293,7 +295,7 @@ class _Course:
         self.running[future.key] = job,future
         future.add_done_callback(self.ended.put)
     def broken(self, job, error): return _write(job, runner.to_json(_broken(job, error, time.time() - self.began[job.stem])), None, self.out)
-    def slots(self): return sum(self.client.nthreads().values()) + 1
+    def slots(self): return sum(self.client.nthreads().values())
     def rows(self):
         "Jobs with their records, as they end"
         told,since = False,time.monotonic()
@@ -302,9 +304,11 @@ class _Course:
             while self.todo and len(self.running) < slots:
                 job = self.todo.pop(0)
                 if row := self.send(job): yield job,row
-            if slots == 1 and not told and time.monotonic() > since + 15:
-                told = print('medlearn: the scheduler has no worker yet; waiting for one', file=sys.stderr, flush=True) or True
-            try: future = self.ended.get(timeout=1)
+            if slots: since = time.monotonic()
+            elif not told and time.monotonic() > since + 15:
+                told = print('medlearn: the scheduler has no worker; waiting for one', file=sys.stderr, flush=True) or True
+            self.mend()
+            try: future = self.ended.get(timeout=.3)
             except queue.Empty: continue
             job = self.running.pop(future.key)[0]
             if row := self.row(job, future): yield job,row
@@ -313,7 +317,7 @@ class _Course:
         from distributed import KilledWorker
         try: answer = future.result()
         except KilledWorker:
-            starts = len(_starts(self.client, self.order['run'], job.stem))
+            starts = len(_starts(self.client.get_events(f'medlearn-{self.order["run"]}'), job.stem))
             answer = dict(lost=starts) if starts >= TRIES or self.sent[job.stem] >= LOST else {}
         except ImportError as e: raise WrongUsage(f'a worker cannot run chapters: {e}') from e
         if 'refused' in answer: raise WrongUsage(f'{answer["refused"]}; --allow-versions runs chapters there all the same')
@@ -329,7 +333,7 @@ class _Course:
             self.client.run(_there('_release'), self.order['run'], on_error='ignore')
         with suppress(Exception): _within(10, ask)
 
-# %% ../../nbs/kit/13_cluster.ipynb #48e287fe
+# %% ../../nbs/kit/13_cluster.ipynb #9ed661d4
 def run_on(work, # list of `Job`, from `runner.plan`
            out:Path, # run folder
            where:str, # `local:4`, `tcp://HOST:PORT`, `tls://HOST:PORT` or `FILE.yaml`
@@ -355,7 +359,7 @@ def run_on(work, # list of `Job`, from `runner.plan`
         from medlearn.kit.kernels import to_warm
         order = dict(run=uuid.uuid4().hex[:12], warm=to_warm([job.path for job in left]) or ['ipykernel.kernelapp'], device=device, timeout=timeout,
                      versions=None if allow_versions else versions_here())
-        with _connected(asked) as client: _drive(_Course(client, runner.longest_first(left, kept.needs if kept else {}), out, order), where, rows, work, done,
+        with _connected(asked) as (client,mend): _drive(_Course(client, mend, runner.longest_first(left, kept.needs if kept else {}), out, order), where, rows, work, done,
                                                  kept if asked['scheduler'] == 'local' else None)
     return [rows[job.stem] for job in work]
 
