@@ -219,3 +219,10 @@ def test_every_chapter_of_the_course_has_a_key(monkeypatch):
     keys = [R.key_of(job) for job in plan()]
     assert all(keys) and len(set(keys)) == len(chapters())
     assert keys == [R.key_of(replace(job)) for job in plan()]
+
+
+def test_off_neither_takes_nor_keeps(course, tmp_path):
+    _, go = course
+    assert go(off=True)[0].hits == 0 and not (tmp_path/'kept').exists()
+    go()
+    assert go('again', off=True)[0].hits == 0

@@ -205,7 +205,7 @@ def run(chapter:_Chapters=None, # names; none: all
     out = runner.run_folder(out, resume)
     kept = {job.stem for job in work if resume and runner.finished(job, out)}
     from medlearn.kit.reuse import Kept
-    cache = Kept(fresh=fresh or bool(os.environ.get('CI')))
+    cache = Kept(fresh=fresh, off=bool(os.environ.get('CI')))
     options = dict(timeout=timeout, resume=resume, kept=cache, device=device)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -218,7 +218,7 @@ def run(chapter:_Chapters=None, # names; none: all
         echo(f'\nmedlearn: interrupted. The same command with --resume --out {out} goes on from there.', err=True)
         raise Exit(130) from None
     status = show_sabotage(rows) if sabotage else show_results(rows)
-    show_slowest([r for r in rows if r['chapter'] and not r.get('reused')], out)
+    show_slowest([r for r in rows if not r.get('reused')], out)
     echo(f'{cache.hits} of {len(rows)} results came from the cache; --fresh runs their chapters, too.')
     for _,text in cache.said: echo(f'medlearn: {text}', err=True)
     echo(f'Executed notebooks: {out}\nResults: {out/"results.json"}')

@@ -81,11 +81,12 @@ def key_parts(job, # a `runner.Job`
     try: modules = code.reached(job.path)[1]
     except SyntaxError: return None
     paths = [v for v in job.parameters.values() if isinstance(v, str) and os.path.isabs(v) and os.path.exists(v)]
-    env = {k: v for k,v in os.environ.items() if k.startswith(tuple(_variables)) and k not in _private}
+    whole = runner._environment(Path(), threads, device)
+    env = {k: v for k,v in whole.items() if k.startswith(tuple(_variables)) and k not in _private}
     return dict(chapter=job.chapter, cells=_sha(_cells(job.path)), modules=_sha(modules), parameters=job.parameters, profile=job.profile,
                 seed=job.seed, sabotage=job.sabotage, course=_course() if job.chapter.startswith('kit/') else None,
                 figures=_figures(job.chapter, modules), cards=_cards(), data=[_content(p) for p in paths], packages=_installed(),
-                python=sys.version, processor=processor(), threads=os.environ.get('OMP_NUM_THREADS') or threads or runner.cores(),
+                python=sys.version, processor=processor(), threads=str(whole.get('OMP_NUM_THREADS', runner.cores())),
                 device=_device(device), environment=env)
 
 # %% ../../nbs/kit/12_reuse.ipynb #821ea9d8
@@ -120,8 +121,9 @@ class Kept:
                  folder:Path=None, # default: `runs` in medlearn's cache
                  fresh:bool=False, # take nothing out, only put in?
                  limit:int=1 << 31, # bytes; beyond it the entries that were not used for longest go
+                 off:bool=False, # neither take out nor put in?
                 ):
-        self.folder,self.fresh,self.limit = Path(folder or cache_dir()/'runs'),fresh,limit
+        self.folder,self.fresh,self.limit,self.off = Path(folder or cache_dir()/'runs'),fresh or off,limit,off
         self.hits,self.said,self.lock,self.keys = 0,[],threading.Lock(),{}
         try: self.needs = {k: tuple(v) for k,v in json.loads((self.folder/'needs.json').read_text(encoding='utf-8')).items()}
         except (OSError, ValueError, AttributeError, TypeError): self.needs = {}
@@ -168,7 +170,7 @@ class Kept:
             device:str=None, # "cpu" hides GPUs
            )->None:
         "Keep a result, if it is complete, for the next time"
-        if row['status'] not in ('passed', 'failed'): return
+        if self.off or row['status'] not in ('passed', 'failed'): return
         try:
             path,text = self._path(job, threads, device),Path(job.path).read_bytes()
             with self.lock:
