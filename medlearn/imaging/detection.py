@@ -121,7 +121,11 @@ class BoxJudge:
                 ):
         self.truth,self.classes = list(zip(data.boxes, data.labels)),data.classes
         self.w = resample(len(data) if data.groups is None else data.groups, b).astype(float)
-        self.one = np.ones((1, len(data)))
+        self.one,self.known = np.ones((1, len(data))),{}
+    def _match(self, found, at):
+        key = id(found),at
+        if key not in self.known: self.known[key] = found,match(self.truth, found, at) # kept, so that its id stays its own
+        return self.known[key][1]
     def _ap(self, got, real, w):
         tp,fp = ((w[:, got.image]*h).cumsum(1) for h in (got.hit.to_numpy(), ~got.hit.to_numpy()))
         best = np.maximum.accumulate((tp/np.maximum(tp+fp, 1e-12))[:, ::-1], 1)[:, ::-1]
@@ -129,13 +133,13 @@ class BoxJudge:
         return np.array([np.r_[b, 0][np.searchsorted(t, recalls*m - 1e-9)].mean() if m else np.nan for t,b,m in zip(tp, best, n)])
     def ap(self, found, at=.5)->pd.DataFrame: # one row a class, and their mean
         "Average precision of each class, and mAP, with intervals"
-        got,real = match(self.truth, found, at)
+        got,real = self._match(found, at)
         here = np.unique(real.label)
         value,spread = (np.array([self._ap(got[got.label == c], real[real.label == c], w) for c in here]) for w in (self.one, self.w))
         rows = {self.classes[c]: _interval(v, s) for c,v,s in zip(here, value, spread)} | {'mAP': _interval(value.mean(0), spread.mean(0))}
         return pd.DataFrame(rows, index=['value', 'low', 'high']).T
     def _sensitivity(self, found, rates, at):
-        got,real = match(self.truth, found, at)
+        got,real = self._match(found, at)
         last,hit = np.flatnonzero(np.diff(got.score, append=np.nan) != 0),got.hit.to_numpy()
         def of(w):
             tp,fp = (np.pad((w[:, got.image]*h).cumsum(1)[:, last], ((0, 0), (1, 0))) for h in (hit, ~hit))
@@ -155,7 +159,7 @@ class BoxJudge:
         return _interval(a[0] - b[0], many_a[0] - many_b[0])
     def by_size(self, found, cuts, fp=1., at=.5)->pd.DataFrame: # one row a range of sizes
         "Sensitivity by the size of the true boxes, at the score that gives `fp` false positives an image over all"
-        got,real = match(self.truth, found, at)
+        got,real = self._match(found, at)
         ok = np.flatnonzero((~got.hit).cumsum() <= fp*len(self.truth))
         cut = got.score[ok[-1]] if len(ok) else np.inf
         which,rows = np.digitize(real.side, cuts),{}
