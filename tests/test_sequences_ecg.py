@@ -290,7 +290,7 @@ def test_chapter_reads_a_real_record(tmp_path):
     part = tmp_path/'nbs'/'sequences'
     part.mkdir(parents=True)
     notebook = (Path(__file__).parents[1]/'nbs'/'sequences'/'03_ecg.ipynb').read_text(encoding='utf-8')
-    for now, small in {'patients=240, epochs=8, bs=16, lstm_epochs=12': 'patients=144, epochs=1, bs=16, lstm_epochs=1', 'beat_patients=120, beat_epochs=3': 'beat_patients=90, beat_epochs=1',
+    for now, small in {'patients=240, epochs=8, bs=16': 'patients=144, epochs=1, bs=16', 'beat_patients=120, beat_epochs=3': 'beat_patients=90, beat_epochs=1',
                        'leak_strips=6, leak_epochs=10, noises=(1, 4), resamples=500': 'leak_strips=2, leak_epochs=1, noises=(1,), resamples=50'}.items():
         assert now in notebook
         notebook = notebook.replace(now, small)
