@@ -196,3 +196,27 @@ def test_measure_and_figures_are_refused_without_a_chapter_or_a_checkout(tmp_pat
 def test_publish_refuses_what_cannot_be_an_account():
     done = call('publish', '--user', 'no_account')
     assert done.exit_code == 2 and 'an account has letters' in done.output
+
+
+@pytest.mark.parametrize('words, says', [
+    (['--jobs', '0'], 'greater than or equal to 1'), (['--device', 'gpu'], 'it is cpu or cuda'), (['--device', 'cuda'], 'shows no NVIDIA GPU'),
+    (['--cluster', 'local:2', '--jobs', '2'], '--jobs and --cluster'), (['--cluster', 'local:0'], 'local:0'), (['--cluster', 'nowhere.yaml'], 'nowhere.yaml')])
+def test_what_cannot_be_asked_for_is_said_before_anything_runs(nbs, tmp_path, words, says, monkeypatch):
+    monkeypatch.setattr('medlearn.kit.kernels.gpu_at_hand', lambda env=None: False)
+    began = time.monotonic()
+    done = call('run', 'imaging/reads', '--nbs', nbs, '--out', tmp_path/'out', *words)
+    assert done.exit_code == 2 and says in done.output.replace('\n', ' '), done.output
+    assert time.monotonic() - began < 10 and not list((tmp_path).rglob('*.ipynb'))
+
+
+def test_the_processor_can_be_asked_for(nbs, tmp_path, monkeypatch):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '0')
+    from medlearn.kit.runner import _environment
+    assert _environment(tmp_path, 1, 'cpu')['CUDA_VISIBLE_DEVICES'] == '' and _environment(tmp_path, 1)['CUDA_VISIBLE_DEVICES'] == '0'
+    assert call('run', 'imaging/reads', '--nbs', nbs, '--out', tmp_path/'out', '--device', 'cpu').exit_code == 0
+
+
+def test_the_slowest_chapters_are_shown_with_what_they_spent(nbs, tmp_path):
+    done = call('run', 'imaging', '--nbs', nbs, '--out', tmp_path/'out')
+    lines = done.stdout[done.stdout.index('Slowest'):].splitlines()
+    assert all(word in lines[1] for word in 'start imports data training drawing other'.split()) and 'imaging/' in lines[2]

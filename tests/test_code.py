@@ -102,3 +102,13 @@ def test_exercises_decide_nothing(copy):
     before = digest()
     replaced(tmp/'chapter.ipynb', 'max_depth=3', 'max_depth=4')
     assert digest() == before
+
+
+def test_time_goes_to_what_a_cell_does(tmp_path):
+    import json
+    from medlearn.kit.code import spent
+    cells = [('import time', 1), ('from medlearn.data.images import images_from', 2), ('x = images_from("a")', 4), ('def learn():\n    fit(x)', 8),
+             ('learn()', 16), ('plt.subplots()\nplt.imshow(x)', 32), ('y = x + 1', 64), ('model.fit(x)\nplt.plot(x)', 128), ('%matplotlib inline', 256)]
+    code = [dict(cell_type='code', source=s, metadata=dict(papermill=dict(duration=d)), outputs=[]) for s, d in cells]
+    (tmp_path/'a.ipynb').write_text(json.dumps(dict(cells=[dict(cell_type='markdown', source='# A', metadata={}), *code])))
+    assert spent(tmp_path/'a.ipynb', 600) == dict(start=89, imports=3, data=4, training=144, drawing=32, other=328)

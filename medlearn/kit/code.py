@@ -174,7 +174,7 @@ def spent(notebook:Path, # an executed notebook
     trains,reads = _known(trees)
     found = dict.fromkeys(('start', 'imports', 'data', 'training', 'drawing', 'other'), 0.)
     for cell,tree in zip(cells, trees):
-        calls = _calls(tree)
+        calls = {c for n in tree.body if not isinstance(n, (ast.FunctionDef, ast.ClassDef)) for c in _calls(n)}
         kind = ('imports' if tree.body and all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in tree.body) else 'training' if calls & trains
                 else 'drawing' if any(_pictures.match(c) for c in calls) else 'data' if calls & reads else 'other')
         found[kind] += (cell['metadata'].get('papermill') or {}).get('duration') or 0
