@@ -354,7 +354,7 @@ def test_chapter_runs_on_a_csv(tmp_path):
     part = tmp_path/'nbs'/'sequences'
     part.mkdir(parents=True)
     notebook = (root/'nbs'/'sequences'/'04_text.ipynb').read_text(encoding='utf-8')
-    for now, small in {'lm_epochs=3, epochs=2': 'lm_epochs=1, epochs=1', 'few_epochs=6': 'few_epochs=1', 'sentences=400, ner_epochs=6': 'sentences=120, ner_epochs=1', 'draws=300': 'draws=50'}.items():
+    for now, small in {'lm_epochs=3, epochs=2': 'lm_epochs=1, epochs=1', 'few_epochs=2': 'few_epochs=1', 'sentences=400, ner_epochs=6': 'sentences=120, ner_epochs=1', 'draws=300': 'draws=50'}.items():
         assert now in notebook
         notebook = notebook.replace(now, small)
     (part/'04_text.ipynb').write_text(notebook, encoding='utf-8')
