@@ -211,8 +211,8 @@ def test_what_cannot_be_asked_for_is_said_before_anything_runs(nbs, tmp_path, wo
 
 def test_the_processor_can_be_asked_for(nbs, tmp_path, monkeypatch):
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '0')
-    from medlearn.kit.runner import _environment
-    assert _environment(tmp_path, 1, 'cpu')['CUDA_VISIBLE_DEVICES'] == '' and _environment(tmp_path, 1)['CUDA_VISIBLE_DEVICES'] == '0'
+    from medlearn.kit.workers import environment
+    assert environment(tmp_path, 1, 'cpu')['CUDA_VISIBLE_DEVICES'] == '' and environment(tmp_path, 1)['CUDA_VISIBLE_DEVICES'] == '0'
     assert call('run', 'imaging/reads', '--nbs', nbs, '--out', tmp_path/'out', '--device', 'cpu').exit_code == 0
 
 

@@ -14,7 +14,8 @@ from jupyter_client.manager import KernelManager
 from traitlets.config import Config
 
 from medlearn.kit import kernels as K
-from medlearn.kit.runner import _environment, cores, how_many, longest_first, plan, run, threads_of
+from medlearn.kit.workers import environment
+from medlearn.kit.runner import cores, how_many, longest_first, plan, run, threads_of
 from test_runner import PARAMS, chapter, claim, gone, wait_for
 
 linux = pytest.mark.skipif(sys.platform != 'linux', reason='kernels are forked on Linux only')
@@ -106,7 +107,7 @@ def kernels(tmp_path, monkeypatch):
     folder.mkdir()
     def start(module='', modules=(), **other):
         (tmp_path/'more/extra.py').write_text(module)
-        env = _environment(folder, 1)
+        env = environment(folder, 1)
         nursery = K.nursery_for([*modules, 'extra'], env, folder)
         address = nursery.__enter__()
         open_.append(lambda: nursery.__exit__(None, None, None))
@@ -140,7 +141,7 @@ def test_kernels_are_forked_from_what_was_imported_once(kernels):
 
 @linux
 @pytest.mark.parametrize('module, env', [('', dict(OMP_NUM_THREADS='2')), ('', dict(PYTHONHASHSEED='7')), ('', dict(CUBLAS_WORKSPACE_CONFIG=':16:8'))])
-def test_another_environment_starts_cold(kernels, module, env):
+def test_anotherenvironment_starts_cold(kernels, module, env):
     k = kernels(module)(**env)
     name, value = next(iter(env.items()))
     assert not k.forked and k.run(f'import os; print(os.environ[{name!r}])').strip() == value

@@ -13,6 +13,7 @@ import medlearn
 from . import code,runner
 from .chapter import processor
 from .fetch import cache_dir
+from .workers import environment,for_data
 
 # %% ../../nbs/kit/12_reuse.ipynb #89d62ad6
 def _sha(*parts): return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
@@ -81,7 +82,7 @@ def key_parts(job, # a `runner.Job`
     try: modules = code.reached(job.path)[1]
     except SyntaxError: return None
     paths = [v for v in job.parameters.values() if isinstance(v, str) and os.path.isabs(v) and os.path.exists(v)]
-    whole = runner._environment(Path(), threads, device)
+    whole = environment(Path(), threads, device)
     env = {k: v for k,v in whole.items() if k.startswith(tuple(_variables)) and k not in _private}
     return dict(chapter=job.chapter, cells=_sha(_cells(job.path)), modules=_sha(modules), parameters=job.parameters, profile=job.profile,
                 seed=job.seed, sabotage=job.sabotage, course=_course() if job.chapter.startswith('kit/') else None,
@@ -148,7 +149,7 @@ class Kept:
             if hashlib.sha256(data[64:]).hexdigest().encode() != data[:64]: raise ValueError('its digest is wrong')
             entry = json.loads(gzip.decompress(data[64:]))
             order = dict(parameters=job.parameters, own=runner.describe(job.path)['parameters'].get('dataset'))
-            today = json.loads(json.dumps(runner._for_data(_notebook(job.path), order)))
+            today = json.loads(json.dumps(for_data(_notebook(job.path), order)))
             nb = entry['notebook'] | dict(cells=_woven(today['cells'], entry['notebook']['cells']))
         except (OSError, ValueError, KeyError, TypeError, EOFError) as e:
             self._say('damaged', f'a kept result is damaged and not used ({path}: {e})')
