@@ -89,7 +89,7 @@ def _started(asked, stack, distributed):
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix='medlearn-', ignore_cleanup_errors=True))
         options = dict(n_workers=workers, threads_per_worker=1, dashboard_address=None, memory_limit=0,
                        local_directory=scratch, silence_logs=logging.CRITICAL, scheduler_kwargs=dict(dashboard_address='127.0.0.1:0')) | options
-    stack.enter_context(_import('dask', "'medlearn[scaling]'").config.set({'distributed.deploy.lost-worker-timeout': '60s'}))
+    stack.enter_context(_import('dask', "'medlearn[cluster]'").config.set({'distributed.deploy.lost-worker-timeout': '60s'}))
     try: cluster = stack.enter_context(cluster_class(**options))
     except (TypeError, ValueError) as e: raise WrongUsage(f'{kind}: {e}') from e
     cluster.scale(workers)
@@ -98,7 +98,7 @@ def _started(asked, stack, distributed):
 @contextmanager
 def _connected(asked):
     "A client of the cluster that was asked for, and how to replace workers that do not come back"
-    distributed = _import('distributed', "'medlearn[scaling]'")
+    distributed = _import('distributed', "'medlearn[cluster]'")
     with _quiet(), ExitStack() as stack:
         ours = asked['scheduler'] != 'address'
         at = _started(asked, stack, distributed) if ours else asked['options']

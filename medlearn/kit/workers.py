@@ -165,6 +165,9 @@ def worker(home:str # temporary folder of the run, removed when the run has gone
         now[:] = [job]
         try: _one(job, say)
         except BrokenPipeError: time.sleep(60)
+        except OSError: # perhaps the run has gone away, and its folder with it: then the other thread cleans up
+            time.sleep(2)
+            raise
         now.clear()
 
 # %% ../../nbs/kit/14_workers.ipynb #5d60caa1
