@@ -181,6 +181,7 @@ def nursery()->None:
             _import(*order['modules'])
         gc.collect()
         gc.freeze()
+        Path(order['folder'], 'ready').touch()
         left = _serve(listener, imported, threads, order['folder'])
     for pid in left:
         try: os.killpg(pid, signal.SIGKILL)
@@ -245,11 +246,12 @@ class Provisioner(LocalProvisioner):
     "Starts a kernel by asking a nursery for it, or the usual way"
     address = Unicode('', help='Socket of the nursery; empty: none').tag(config=True)
     started = [] # process ids of all kernels that were started, and whether they were forked
+    cold = False # start the next one the usual way?
     async def launch_kernel(self, cmd, **kwargs):
         "Start the kernel"
         cwd = kwargs.get('cwd') or os.getcwd()
         at = cmd.index('ipykernel_launcher') + 1 if 'ipykernel_launcher' in cmd else None
-        found = _ask(self.address, cmd[at:], kwargs['env'], cwd) if self.address and at else None
+        found = _ask(self.address, cmd[at:], kwargs['env'], cwd) if self.address and at and not Provisioner.cold else None
         if found is None: info = await super().launch_kernel(cmd, **kwargs)
         else: self.process,self.pid,self.pgid,self.cwd,info = found,found.pid,found.pid,cwd,self.connection_info
         Provisioner.started.append((self.pid, found is not None))

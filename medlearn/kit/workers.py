@@ -127,6 +127,7 @@ def _one(job, say):
     "Execute one job in this worker"
     from medlearn.kit.kernels import Provisioner
     Provisioner.started.clear()
+    Provisioner.cold = job['cold']
     os.environ.pop('MEDLEARN_SABOTAGE', None)
     os.environ.update(job['env'])
     os.chdir(Path(job['tmp'])/'work')
@@ -254,7 +255,7 @@ class Crew:
                  warm=(), # modules that kernels find imported; none: they start cold
                  device:str=None, # "cpu" hides GPUs
                 ):
-        self.threads,self.warm,self.device,self.idle,self.lock = threads,warm,device,[],threading.Lock()
+        self.threads,self.warm,self.device,self.idle,self.lock,self.waiting = threads,warm,device,[],threading.Lock(),0
     def __enter__(self):
         from medlearn.kit.kernels import describe_kernel,nursery_for
         with ExitStack() as stack:
@@ -264,7 +265,7 @@ class Crew:
             if self.warm and describe_kernel(self.folder/'jupyter'):
                 address = stack.enter_context(nursery_for(self.warm, self.env, self.folder))
             describe_kernel(self.folder/'jupyter', address)
-            self.stack = stack.pop_all()
+            self.nursery,self.stack = bool(address),stack.pop_all()
         return self
     def __exit__(self, *exc):
         with self.stack:
@@ -275,6 +276,11 @@ class Crew:
         with self.lock:
             if self.idle: return self.idle.pop()
         return _Worker(self.env, self.folder)
+    def starts_cold(self):
+        "While the nursery still imports on one core, the second kernel that is asked for does not wait for it"
+        if not self.nursery or (self.folder/'ready').exists(): return False
+        with self.lock: self.waiting += 1
+        return self.waiting == 2
     def give_back(self, worker):
         "It has done its job"
         with self.lock: self.idle.append(worker)
@@ -296,7 +302,7 @@ def process(job, # a `runner.Job`
         tag = f'{os.environ.get("MEDLEARN_JOB", "")}/{tmp.name}'
         env = dict(MEDLEARN_JOB=tag, IPYTHONDIR=str(tmp/'ipython'), JUPYTER_RUNTIME_DIR=str(tmp/'runtime'))
         if job.sabotage: env['MEDLEARN_SABOTAGE'] = job.sabotage
-        order = asdict(job) | dict(path=str(copy), notebook=str(notebook), tmp=str(tmp), tag=tag, env=env, own=own)
+        order = asdict(job) | dict(path=str(copy), notebook=str(notebook), tmp=str(tmp), tag=tag, env=env, own=own, cold=crew.starts_cold())
         worker = crew.take()
         worker.send(order)
         end,peak,ended = _watch(worker, order, timeout, stop, tell)
