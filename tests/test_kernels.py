@@ -77,6 +77,16 @@ def test_one_kernel_does_not_wait_for_the_nursery(tmp_path):
 
 
 @linux
+def test_with_other_folders_on_the_path_kernels_start_cold(tmp_path, monkeypatch):
+    (tmp_path/'more').mkdir()
+    (tmp_path/'more/sitecustomize.py').write_text('import sys\nsys.seen = "ipykernel_launcher" in sys.orig_argv')
+    for i in range(2): chapter(tmp_path/'nbs', f'imaging/0{i}_c{i}', 'import sys; assert sys.seen', claim(True))
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path/'more'))
+    rows = run(plan(folder=tmp_path/'nbs'), tmp_path/'out')
+    assert [(r['status'], r['kernel']) for r in rows] == [('passed', 'cold')]*2, rows
+
+
+@linux
 def test_a_prewarmed_kernel_starts_sooner(both):
     _, warm, cold = both
     assert warm[2]['seconds'] < cold[0]['seconds'] - 2, (warm, cold)

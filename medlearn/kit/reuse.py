@@ -13,7 +13,7 @@ import medlearn
 from . import code,runner
 from .chapter import processor
 from .fetch import cache_dir
-from .workers import environment,for_data
+from .workers import environment,for_data,foreign_paths
 
 # %% ../../nbs/kit/13_reuse.ipynb #89d62ad6
 def _sha(*parts): return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
@@ -77,8 +77,7 @@ def key_parts(job, # a `runner.Job`
               device:str=None, # "cpu" hides GPUs
              )->dict: # name of a part -> what it is, or its digest; None if the result should not be kept
     "All that decides a job's result"
-    foreign = [p for p in os.environ.get('PYTHONPATH', '').split(os.pathsep) if p and Path(p).resolve() != _home.parent.resolve()]
-    if foreign: return None
+    if foreign_paths(): return None
     try: modules = code.reached(job.path)[1]
     except SyntaxError: return None
     paths = [v for v in job.parameters.values() if isinstance(v, str) and os.path.isabs(v) and os.path.exists(v)]

@@ -16,7 +16,7 @@ from functools import partial
 from math import isfinite
 from pathlib import Path
 import medlearn
-from .workers import Crew,process,write_whole
+from .workers import Crew,foreign_paths,process,write_whole
 
 # %% ../../nbs/kit/03_runner.ipynb #539e5d93
 PARTS = 'kit data foundations imaging sequences molecules trust'.split()
@@ -300,7 +300,7 @@ def how_many(work, # list of `Job`
 # %% ../../nbs/kit/03_runner.ipynb #cd7867f5
 def _warm(work, warm):
     "What a nursery for these jobs imports: nothing, where none is wanted"
-    if warm is False or (warm is None and (len(work) < 2 or os.environ.get('MEDLEARN_JOB'))): return []
+    if warm is False or (warm is None and (len(work) < 2 or os.environ.get('MEDLEARN_JOB') or foreign_paths())): return []
     from medlearn.kit.kernels import to_warm
     return to_warm([job.path for job in work]) or ['ipykernel.kernelapp']
 
