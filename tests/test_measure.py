@@ -105,3 +105,21 @@ def test_a_sabotage_that_breaks_the_chapter_is_reported_and_not_recorded(toy):
     go, record, _ = toy
     broken, _ = go(KEEP, 'assert y == sorted(y), "out of order"', seeds=[1], kinds=['answers'])
     assert len(broken) == 1 and 'out of order' in broken[0] and record()['sabotage'] == []
+
+
+def test_a_commit_names_the_code_if_only_other_files_differ(tmp_path, monkeypatch):
+    import subprocess
+    from types import SimpleNamespace
+    git = lambda *a: subprocess.run(['git', '-C', str(tmp_path), '-c', 'user.name=a', '-c', 'user.email=a@b', *a], check=True, capture_output=True, text=True).stdout
+    files = {'nbs/01_a.ipynb': 'a', 'medlearn/__init__.py': '', 'medlearn/data/x.py': 'x', 'README.md': 'r'}
+    for name, text in files.items():
+        (tmp_path/name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path/name).write_text(text)
+    git('init', '-q'), git('add', '-A'), git('commit', '-qm', 'x')
+    head = git('rev-parse', '--short=12', 'HEAD').strip()
+    monkeypatch.setattr(m.runner, 'medlearn', SimpleNamespace(__file__=str(tmp_path/'medlearn/__init__.py')))
+    named = lambda commit=head + '+': m.named_commit(commit, tmp_path/'nbs/01_a.ipynb', {'chapter': '1', 'data/x': '2'})
+    (tmp_path/'README.md').write_text('other')
+    assert [named(), named(head), named(None), named('0'*12 + '+')] == [head, head, None, '0'*12 + '+']
+    (tmp_path/'medlearn/data/x.py').write_text('other')
+    assert named() == head + '+'
