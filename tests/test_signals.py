@@ -144,6 +144,98 @@ def test_bad_files(rec, tmp_path):
     with pytest.raises(DataError, match='cut short'): S.read_annotations(tmp_path/'rec.atr')
 
 
+def mark(code, value): return (code << 10 | value).to_bytes(2, 'little')
+def note(text): return mark(22, 0) + mark(63, len(text)) + text.encode() + b'\0'*(len(text) % 2)
+
+
+def test_marks_with_a_rate_of_their_own(tmp_path):
+    "Field 7: beats written in milliseconds beside a record of 360 Hz: 75 a minute, not 27"
+    head = write(tmp_path/'r', np.random.default_rng(0).normal(0, .3, (1, 3600)), 360, ['II'])
+    seconds = .5 + .8*np.arange(11)
+    steps = np.diff([0, *(seconds*1000).round().astype(int)])
+    (tmp_path/'r.atr').write_bytes(note('## time resolution: 1000') + b''.join(mark(1, int(s)) for s in steps) + bytes(2))
+    s = S.read_wfdb(head)
+    assert s.peaks[0].tolist() == [round(v*360) for v in seconds]
+    assert S.rr_features(s.peaks, s.rate)['heart rate'][0] == pytest.approx(75, abs=.05)
+    raw = S.read_annotations(tmp_path/'r.atr')
+    assert raw.attrs == dict(rate=1000) and raw['sample'].tolist() == (seconds*1000).round().tolist()
+    (tmp_path/'r.atr').write_bytes(note('## time resolution: fast') + mark(1, 9) + bytes(2))
+    with pytest.raises(DataError, match="r.atr: '## time resolution: fast' is no rate"): S.read_wfdb(head)
+
+
+def test_marks_as_the_wfdb_package_times_them(tmp_path):
+    wfdb = pytest.importorskip('wfdb', reason='the wfdb package is not installed')
+    write(tmp_path/'r', np.random.default_rng(0).normal(0, .3, (1, 3600)), 360, ['II'])
+    at = np.array([500, 1300, 2100, 9900])
+    wfdb.wrann('r', 'atr', at, ['N']*4, fs=1000, write_dir=str(tmp_path))
+    theirs = wfdb.rdann(str(tmp_path/'r'), 'atr')
+    assert theirs.fs == 1000 and np.abs(S.read_wfdb(tmp_path/'r').peaks[0]/360 - theirs.sample/theirs.fs).max() < .002
+
+
+def test_marks_of_a_kind_of_their_own_are_no_beats(tmp_path):
+    "Codes 42 to 49 are free: named by the file, or by their number; they were taken for the beats ? before"
+    head = write(tmp_path/'r', np.random.default_rng(0).normal(0, .3, (1, 900)), 360, ['II'])
+    kinds = [note(v) for v in ('## annotation type definitions', '42 pac a_premature_one', '## end of definitions')]
+    (tmp_path/'r.atr').write_bytes(b''.join(kinds) + note('hello') + mark(1, 50) + mark(42, 100) + mark(47, 100) + bytes(2))
+    assert S.read_annotations(tmp_path/'r.atr').values.tolist() == [[0, '"', 'hello'], [50, 'N', ''], [150, 'pac', ''], [250, '[47]', '']]
+    assert S.read_wfdb(head).peaks[0].tolist() == [50]
+
+
+@pytest.mark.parametrize('marks,says', [
+    (mark(1, 50) + mark(1, 800) + mark(1, 100), r'r.atr: 2 of 3 beats lie after the end of r.hea, 700 samples at 360 Hz; the first at sample 850'),
+    (mark(1, 50) + mark(62, 1) + mark(1, 0), r'r.atr: two beats are at sample 50 .1 such'),
+    (mark(59, 0) + b'\xff\xff\x00\x00' + mark(1, 0), r'r.atr: mark 1 lies 65536 samples before the record')])
+def test_marks_that_are_not_of_this_record(tmp_path, marks, says):
+    head = write(tmp_path/'r', np.random.default_rng(0).normal(0, .3, (1, 700)), 360, ['II'])
+    (tmp_path/'r.atr').write_bytes(marks + bytes(2))
+    with pytest.raises(DataError, match=says): S.read_wfdb(head)
+    assert S.read_wfdb(head, annotations='').peaks is None
+
+
+def test_a_format_with_an_offset(rec):
+    "Field 28: 212+3, the numbers begin after three bytes"
+    head, x = rec
+    data = head.with_suffix('.dat')
+    data.write_bytes(b'abc' + data.read_bytes())
+    head.write_text(head.read_text().replace(' 212 ', ' 212+3 '))
+    assert np.abs(S.read_wfdb(head).mv[0] - x).max() <= .0026
+    data.write_bytes(data.read_bytes()[1:])
+    with pytest.raises(DataError, match='has 1,499 bytes after the first 3; 2 leads of 500'): S.read_wfdb(head)
+
+
+@pytest.mark.parametrize('old,new,says', [
+    ('rec 2 250 500', 'rec 2 25O 500', "first line 'rec 2 25O 500'"), ('rec 2 250 500', 'rec 2 360,5 500', 'with a point in the rate'), ('rec 2 250 500', 'rec 2 -250 500', 'the rate is -250'),
+    ('rec 2 250 500', 'rec 2 nan 500', "first line 'rec 2 nan 500'"), ('rec 2 250 500', 'rec 2 1.2.3 500', 'is not "name'), ('rec 2 250 500', 'rec 2 250 5e2', 'is not "name'),
+    ('212 200(0)/mV', '212 2e+0.1(0)/mV', "line 2, 'rec.dat 212 2e"), ('212 200(0)/mV', '212 --(0)/mV', 'line 2, .* does not describe a signal'),
+    ('212 200(0)/mV', '212+x 200(0)/mV', 'line 2, '), ('212 200(0)/mV', '212 200(zero)/mV', 'line 2, ')])
+def test_a_field_of_a_header_that_is_no_number(rec, old, new, says):
+    "Field 28; a rate that is no number was 250 Hz before"
+    head, _ = rec
+    head.write_text(head.read_text().replace(old, new, 1))
+    with pytest.raises(DataError, match=says): S.read_wfdb(head)
+
+
+def test_headers_as_other_programs_write_them(tmp_path):
+    np.array([[100], [300]], '<i2').tofile(tmp_path/'a.dat')
+    for first in ('a 1 360/100(5) 2 10:30:00 01/02/2003', 'a 1 3.6e2 2', 'a 1 360. 2 0:0:0.5'):
+        (tmp_path/'a.hea').write_text(f'{first}\na.dat 16 1000(0)/µV 16 0 100 400 0 II\n', encoding='utf-8')
+        s = S.read_wfdb(tmp_path/'a')
+        assert s.rate == 360 and np.allclose(s.mv[0], [[1e-4, 3e-4]])
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=150)
+def test_no_header_ends_in_a_raw_error(tmp_path_factory, data):
+    "A header with a few characters changed is read, or refused in words"
+    folder = tmp_path_factory.mktemp('h')
+    head = write(folder/'rec', np.random.default_rng(0).normal(0, .3, (2, 40)), 250, ['II', 'V1'], gain=200, fmt=212)
+    text = list(head.read_text())
+    for _ in range(data.draw(st.integers(1, 3))): text[data.draw(st.integers(0, len(text)-1))] = data.draw(st.sampled_from('0179.+-eE()/x: ,a\n'))
+    head.write_text(''.join(text))
+    try: S.read_wfdb(head, check=False)
+    except DataError: pass
+
+
 def test_missing_and_saturated_samples(tmp_path):
     x = np.random.default_rng(1).normal(0, .3, (2, 2000))
     assert S.faults(x, 500, ['a', 'b']).empty
@@ -158,7 +250,7 @@ def test_missing_and_saturated_samples(tmp_path):
     assert S.faults(np.zeros((1, 1000)), 500, ['off']).fault.tolist() == ['flat']
 
 
-def dicom(tmp_path, change=lambda c: None):
+def dicom(tmp_path, change=lambda c: None, group=lambda w: None):
     "A DICOM ECG of two leads, one in microvolts, one in millivolts"
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, TwelveLeadECGWaveformStorage
@@ -178,6 +270,7 @@ def dicom(tmp_path, change=lambda c: None):
     w.WaveformData = np.array([[400, 100], [800, -100], [-400, 50]], '<i2').tobytes()
     w['WaveformData'].VR = 'OW'
     change(w.ChannelDefinitionSequence[1])
+    group(w)
     ds.file_meta = FileMetaDataset()
     ds.file_meta.TransferSyntaxUID, ds.file_meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, TwelveLeadECGWaveformStorage
     ds.file_meta.MediaStorageSOPInstanceUID = '1.2.3'
@@ -196,11 +289,46 @@ def test_bad_dicom(tmp_path):
     def no_unit(c): del c.ChannelSensitivityUnitsSequence
     def pressure(c): c.ChannelSensitivityUnitsSequence[0].CodeValue = 'mm[Hg]'
     for change in (no_unit, pressure):
-        with pytest.raises(DataError, match='channel Lead V1 .* has the unit'): S.read_dicom_ecg(dicom(tmp_path, change))
+        with pytest.raises(DataError, match='channel V1 has .* unit'): S.read_dicom_ecg(dicom(tmp_path, change))
     with pytest.raises(DataError, match='number 1 is not there'): S.read_dicom_ecg(tmp_path/'e.dcm', 1)
     (tmp_path/'no.dcm').write_bytes(b'no')
     with pytest.raises(DataError, match='no.dcm cannot be read as DICOM'): S.read_dicom_ecg(tmp_path/'no.dcm')
     with pytest.raises(DataError, match='cannot be read as DICOM'): S.read_dicom_ecg(tmp_path/'none.dcm')
+
+
+def test_dicom_channels_without_a_name_in_words(tmp_path):
+    "Field 27"
+    def only_code(value):
+        def change(c):
+            del c.ChannelSourceSequence[0].CodeMeaning
+            c.ChannelSourceSequence[0].CodeValue = value
+        return change
+    def label(c):
+        del c.ChannelSourceSequence
+        c.ChannelLabel = 'V1'
+    def nothing(c): del c.ChannelSourceSequence
+    def empty(c): c.ChannelSourceSequence = []
+    for change, name in ((only_code('5.6.3-9-3'), 'V1'), (only_code('2:62'), 'aVR'), (only_code('X9'), 'X9'), (label, 'V1'), (nothing, 'channel 2'), (empty, 'channel 2')):
+        s = S.read_dicom_ecg(dicom(tmp_path, change))
+        assert s.leads == ['II', name] and np.allclose(s.mv[0], [[1, 2, -1], [1, -1, .5]])
+
+
+def test_dicom_without_rate_or_sensitivity(tmp_path):
+    "Field 27"
+    def without(name): return lambda d: delattr(d, name)
+    def blank(w): w.SamplingFrequency = None
+    for group in (without('SamplingFrequency'), blank):
+        with pytest.raises(DataError, match='e.dcm: waveform 0 has no SamplingFrequency'): S.read_dicom_ecg(dicom(tmp_path, group=group))
+    with pytest.raises(DataError, match='e.dcm: channel V1 has no sensitivity'): S.read_dicom_ecg(dicom(tmp_path, without('ChannelSensitivity')))
+    with pytest.raises(DataError, match='e.dcm: waveform 0 cannot be read: .*ChannelDefinitionSequence'): S.read_dicom_ecg(dicom(tmp_path, group=without('ChannelDefinitionSequence')))
+    with pytest.raises(DataError, match='waveform 0 cannot be read: .*WaveformData'): S.read_dicom_ecg(dicom(tmp_path, group=without('WaveformData')))
+    def odd(w): w.WaveformBitsAllocated = 12
+    with pytest.raises(DataError, match='waveform 0 cannot be read'): S.read_dicom_ecg(dicom(tmp_path, group=odd))
+
+
+def test_dicom_padding_is_no_sample(tmp_path):
+    def pad(w): w.add_new('WaveformPaddingValue', 'OW', np.array([-400], '<i2').tobytes())
+    assert np.allclose(S.read_dicom_ecg(dicom(tmp_path, group=pad)).mv[0], [[1, 2, np.nan], [1, -1, .5]], equal_nan=True)
 
 
 def test_real_12_lead_ecg_obeys_einthoven_and_goldberger():

@@ -117,14 +117,41 @@ def plot_ecg(x:np.ndarray, # millivolts, shape (leads, samples)
     return ax
 
 # %% ../../nbs/data/03_signals.ipynb #5bdcc4c6
-_to_mv = {'mV': 1, 'uV': 1e-3, 'µV': 1e-3, 'V': 1e3}
+_to_mv = {'mV': 1, 'uV': 1e-3, 'µV': 1e-3, 'μV': 1e-3, 'nV': 1e-6, 'V': 1e3}
+
+# %% ../../nbs/data/03_signals.ipynb #e83ba04d
+_numbered = dict(enumerate('I II V1 V2 V3 V4 V5 V6'.split(), 1)) | {61: 'III', 62: 'aVR', 63: 'aVL', 64: 'aVF'}
+
+# %% ../../nbs/data/03_signals.ipynb #b64f6439
+def _lead(c):
+    "Name of a DICOM channel: the meaning of its source, else the code (of SCP-ECG or MDC), else its label; None without any"
+    source = (c.get('ChannelSourceSequence') or [{}])[0]
+    number = re.fullmatch(r'(?:5\.6\.3-9-|2:)(\d+)', str(source.get('CodeValue') or ''))
+    said = source.get('CodeMeaning') or (number and _numbered.get(int(number[1]))) or c.get('ChannelLabel') or source.get('CodeValue')
+    return re.sub(r'^(?:ECG )?(?:Lead )?|[ ,].*', '', str(said)) if said else None
+
+# %% ../../nbs/data/03_signals.ipynb #012d2447
+def _factor(c, what):
+    "What brings a DICOM channel to millivolts, or why nothing can"
+    units = c.get('ChannelSensitivityUnitsSequence') or [{}]
+    unit = units[0].get('CodeValue') or units[0].get('CodeMeaning')
+    if c.get('ChannelSensitivity') is None: raise DataError(f'{what} has no sensitivity: its numbers are steps of a converter, not volts. Export it with its sensitivity.')
+    if not unit: raise DataError(f'{what} has a sensitivity without a unit: its millivolts are unknown. Export it with the unit of its sensitivity.')
+    if unit not in _to_mv: raise DataError(f'{what} has the unit {unit}, not V, mV or uV. It is no voltage: export the ECG without it.')
+    return _to_mv[unit]
+
+# %% ../../nbs/data/03_signals.ipynb #425337a1
+def _padding(w, dtype):
+    "The step that means *no sample*"
+    v = w.WaveformPaddingValue
+    return np.frombuffer(v[:dtype.itemsize], dtype)[0] if isinstance(v, bytes) else v
 
 # %% ../../nbs/data/03_signals.ipynb #97b0d023
 def read_dicom_ecg(source, # path of a DICOM file, or its bytes
                    group:int=0, # which of its waveforms: carts often add a median beat
                    name:str=None, # shown; default the file's name
                   )->Signals: # one record
-    "An ECG from a DICOM waveform, in millivolts"
+    "An ECG from a DICOM waveform, in millivolts, nan where it was padded; skew between channels is not undone"
     import pydicom,pydicom.waveforms
     name = name or (str(source) if isinstance(source, (str, Path)) else 'DICOM')
     try: ds = pydicom.dcmread(io.BytesIO(source) if isinstance(source, bytes) else source)
@@ -132,17 +159,17 @@ def read_dicom_ecg(source, # path of a DICOM file, or its bytes
         raise DataError(f'{name} cannot be read as DICOM: {e}. Check the path, or get the file again.') from e
     found = ds.get('WaveformSequence', [])
     if len(found) <= group: raise DataError(f'{name} has {len(found)} waveforms, number {group} is not there. Is it an ECG? Modality {ds.get("Modality")}.')
-    try: x = pydicom.waveforms.multiplex_array(ds, group, as_raw=False)
-    except (AttributeError, ValueError, NotImplementedError) as e: raise DataError(f'{name}: waveform {group} cannot be read: {e}. Export it again.') from e
-    leads,factor = [],[]
-    for c in found[group].ChannelDefinitionSequence:
-        meaning = c.ChannelSourceSequence[0].CodeMeaning
-        unit = c.ChannelSensitivityUnitsSequence[0].CodeValue if 'ChannelSensitivityUnitsSequence' in c else None
-        if 'ChannelSensitivity' not in c or unit not in _to_mv:
-            raise DataError(f'{name}: channel {meaning} has the unit {unit}, not V, mV or uV: its millivolts are unknown. Export it with its sensitivity.')
-        leads.append(re.sub(r'^Lead |[ ,].*', '', meaning)), factor.append(_to_mv[unit])
+    w = found[group]
+    rate,channels = w.get('SamplingFrequency'),w.get('ChannelDefinitionSequence') or []
+    if not rate: raise DataError(f'{name}: waveform {group} has no SamplingFrequency: its seconds are unknown. Export it again.')
+    leads = [_lead(c) or f'channel {i+1}' for i,c in enumerate(channels)]
+    factor = [_factor(c, f'{name}: channel {lead}') for c,lead in zip(channels, leads)]
+    try: x,steps = (pydicom.waveforms.multiplex_array(ds, group, as_raw=raw) for raw in (False, True))
+    except (AttributeError, KeyError, TypeError, ValueError, NotImplementedError) as e: raise DataError(f'{name}: waveform {group} cannot be read: {e}. Export it again.') from e
+    if len(channels) != x.shape[1]: raise DataError(f'{name}: waveform {group} has {x.shape[1]} channels and describes {len(channels)}. Export it again.')
+    if 'WaveformPaddingValue' in w: x[steps == _padding(w, steps.dtype)] = np.nan
     if isinstance(source, (str, Path)): used(Path(source).name, digest_of(source))
-    return Signals([(x*factor).T.astype(np.float32)], float(found[group].SamplingFrequency), leads, np.array([str(ds.get('PatientID', ''))]), name)
+    return Signals([(x*factor).T.astype(np.float32)], float(rate), leads, np.array([str(ds.get('PatientID', ''))]), name)
 
 # %% ../../nbs/data/03_signals.ipynb #a6875dfb
 def ecg_12lead(group:int=0 # 0: ten seconds; 1: the median beat that the cart computed
@@ -152,32 +179,40 @@ def ecg_12lead(group:int=0 # 0: ten seconds; 1: the median beat that the cart co
     return read_dicom_ecg(read_member(fetch(c), c.file().member), group, c.name)
 
 # %% ../../nbs/data/03_signals.ipynb #0f691112
-_signal = re.compile(r'(?P<file>\S+)\s+(?P<fmt>\d+)(?P<odd>[x:+]\S+)?(?:\s+(?P<gain>[\d.eE+-]+)(?:\((?P<base>-?\d+)\))?(?:/(?P<unit>\S+))?'
+_real = r'[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,2})?'
+_record = re.compile(rf'(\S+)\s+(\d+)(?:\s+({_real})(?:/{_real}(?:\({_real}\))?)?(?:\s+(\d+)(?:\s+[\d:.]+(?:\s+\S+)?)?)?)?\s*$')
+_signal = re.compile(r'(?P<file>\S+)\s+(?P<fmt>\d+)(?P<odd>[x:]\d+\S*)?(?:\+(?P<skip>\d+))?'
+                     rf'(?:\s+(?P<gain>{_real})(?:\((?P<base>-?\d+)\))?(?:/(?P<unit>\S+))?'
                      r'(?:\s+\d+(?:\s+(?P<zero>-?\d+)(?:\s+-?\d+(?:\s+(?P<sum>-?\d+)(?:\s+\d+(?:\s+(?P<lead>.+))?)?)?)?)?)?)?\s*$')
 
 # %% ../../nbs/data/03_signals.ipynb #85c35872
 def _header(path):
     "Rate, number of samples (None where not given) and one dict for each signal of a WFDB header"
-    try: lines = [s.strip() for s in path.read_text(encoding='latin-1').splitlines() if s.strip() and not s.startswith('#')]
+    try: raw = path.read_bytes()
     except OSError as e: raise DataError(f'{path} cannot be read: {e.strerror}. A record needs its header; check the path.') from e
-    first = re.match(r'(\S+)\s+(\d+)(?:\s+([\d.eE+]+)\S*(?:\s+(\d+))?)?', lines[0] if lines else '')
-    if not first or '/' in first[1]: raise DataError(f'{path}: the first line is not "name, number of signals, rate, samples" of one segment. Get the header again.')
-    signals = [_signal.match(s) for s in lines[1:int(first[2])+1]]
-    if float(first[3] or 250) <= 0: raise DataError(f'{path}: the rate is {first[3]}. Correct the header.')
-    if not signals or None in signals or len(signals) < int(first[2]):
-        raise DataError(f'{path} promises {first[2]} signals, and {len([s for s in signals if s])} lines describe one. Get the header again.')
-    return float(first[3] or 250), int(first[4] or 0) or None, [s.groupdict() for s in signals]
+    try: text = raw.decode()
+    except UnicodeDecodeError: text = raw.decode('latin-1')
+    lines = [(i, s.strip()) for i,s in enumerate(text.splitlines(), 1) if s.strip() and not s.startswith('#')]
+    first = _record.match(lines[0][1]) if lines else None
+    if not first or '/' in first[1]:
+        raise DataError(f'{path}: the first line {lines[0][1] if lines else ""!r} is not "name, number of signals, rate, samples" of one segment, with a point in the rate. Get the header again.')
+    rate,signals = float(first[3] or 250),[(i, s, _signal.match(s)) for i,s in lines[1:int(first[2])+1]]
+    if not 0 < rate < np.inf: raise DataError(f'{path}: the rate is {first[3]}. Correct the header.')
+    odd = next(((i, s) for i,s,m in signals if not m), None)
+    if odd: raise DataError(f'{path}: line {odd[0]}, {odd[1]!r}, does not describe a signal: file, format, gain(base)/unit, bits, zero, first, checksum, block, name. Get the header again.')
+    if not signals or len(signals) < int(first[2]): raise DataError(f'{path} promises {first[2]} signals, and {len(signals)} lines describe one. Get the header again.')
+    return rate, int(first[4] or 0) or None, [m.groupdict() for _,_,m in signals]
 
 # %% ../../nbs/data/03_signals.ipynb #c3a96b34
-def _steps(path, fmt, leads, samples):
-    "Converter steps of a .dat file, float with nan where missing, shape (leads, samples)"
+def _steps(path, fmt, leads, samples, skip=0):
+    "Converter steps of a .dat file after `skip` bytes, float with nan where missing, shape (leads, samples)"
     if fmt not in (16, 212): raise DataError(f'{path} is in format {fmt}; read are 16 and 212. Convert it with the xform program of WFDB, or read it with the wfdb package.')
-    try: raw = np.frombuffer(path.read_bytes(), np.uint8)
+    try: raw = np.frombuffer(path.read_bytes(), np.uint8)[skip:]
     except OSError as e: raise DataError(f'{path} cannot be read: {e.strerror}. The header names it: copy both files.') from e
     n = leads*samples if samples else len(raw)*8//(16 if fmt == 16 else 12)//leads*leads
     need = 2*n if fmt == 16 else -(-3*n//2)
     if len(raw) != need and not (fmt == 212 and len(raw) == 3*-(-n//2)):
-        raise DataError(f'{path} has {len(raw):,} bytes; {leads} leads of {n//leads:,} samples in format {fmt} are {need:,}. Copy it again.')
+        raise DataError(f'{path} has {len(raw):,} bytes; {leads} leads of {n//leads:,} samples in format {fmt} are {need:,}. Copy it again.'.replace('bytes;', f'bytes after the first {skip:,};' if skip else 'bytes;'))
     if fmt == 16: v = raw.view('<i2').astype(float)
     else:
         a,b,c = np.append(raw, np.zeros(-len(raw)%3, np.uint8)).reshape(-1, 3).astype(int).T
@@ -210,17 +245,36 @@ _codes = dict(enumerate(' NLRaVFJASEj/Q~ |')) | {18: 's'} | dict(enumerate('T*D"
 # %% ../../nbs/data/03_signals.ipynb #3e59b354
 beat_symbols = frozenset('NLRBAaJSVrFejnE/fQ?') # marks that are beats, as PhysioNet lists them
 
+# %% ../../nbs/data/03_signals.ipynb #42a78064
+def _marks(path, rows, rate):
+    "Marks as a table, after what the notes at their beginning say: a rate of their own, and symbols of their own"
+    own,names,said = None,dict(_codes),0
+    for time,code,note in rows:
+        if time or code != 22 or not (note.startswith('##') or said and re.match(r'\d+ ', note)): break
+        said += 1
+        if note.startswith('## time resolution:'):
+            found = re.match(rf'\s*({_real})\s*$', note.partition(':')[2])
+            if not found or float(found[1]) <= 0: raise DataError(f'{path}: {note!r} is no rate in Hz. Get the annotations again, or read the record without them.')
+            own = float(found[1])
+        elif m := re.match(r'(\d+) (\S+)', note): names[int(m[1])] = m[2]
+    df = pd.DataFrame([(t, names.get(c, f'[{c}]'), note) for t,c,note in rows[said:]], columns=['sample', 'symbol', 'note'])
+    if (df['sample'] < 0).any(): raise DataError(f'{path}: mark {(df["sample"] < 0).idxmax() + 1} lies {-df["sample"].min()} samples before the record. Get the annotations again.')
+    if own and rate: df['sample'] = np.floor(df['sample']*(rate/own) + .5).astype(int)
+    df.attrs = dict(rate=own) if own else {}
+    return df
+
 # %% ../../nbs/data/03_signals.ipynb #c1018fca
-def read_annotations(path # .atr file
-                    )->pd.DataFrame: # sample, symbol and note (text, such as the rhythm) of each mark
-    "Marks of a WFDB annotation file"
+def read_annotations(path, # .atr file
+                     rate:float=None, # Hz of the record: marks that have a rate of their own are brought to it; default: as they stand
+                    )->pd.DataFrame: # sample, symbol and note (text, such as the rhythm) of each mark; attrs: rate, where the file gives one
+    "Marks of a WFDB annotation file, at the time resolution and with the symbols that it defines"
     try: raw = Path(path).read_bytes()
     except OSError as e: raise DataError(f'{path} cannot be read: {e.strerror}. Check the path, or read the record without annotations.') from e
     rows,time,i = [],0,0
     while i+1 < len(raw):
         word = raw[i] | raw[i+1] << 8
         code,value,i = word >> 10,word & 1023,i+2
-        if word == 0: return pd.DataFrame(rows, columns=['sample', 'symbol', 'note'])
+        if word == 0: return _marks(path, rows, rate)
         if code == 59:
             time += int.from_bytes(raw[i+2:i+4]+raw[i:i+2], 'little', signed=True)
             i += 4
@@ -229,7 +283,7 @@ def read_annotations(path # .atr file
             i += value + value%2
         elif code < 50:
             time += value
-            rows.append([time, _codes.get(code, '?'), ''])
+            rows.append([time, code, ''])
     raise DataError(f'{path} ends after {len(rows)} marks without the closing zero: it is cut short. Copy it again.')
 
 # %% ../../nbs/data/03_signals.ipynb #848e8b8b
@@ -239,9 +293,10 @@ def _millivolts(head):
     rows,files = [None]*len(signals),list(dict.fromkeys(s['file'] for s in signals))
     for f in files:
         at = [i for i,s in enumerate(signals) if s['file'] == f]
-        odd = next((signals[i] for i in at if signals[i]['odd'] or signals[i]['fmt'] != signals[at[0]]['fmt']), None)
-        if odd: raise DataError(f'{head}: {f} has the format {odd["fmt"]}{odd["odd"] or " beside another"}: mixed or shifted signals are not read. Convert it.')
-        for i,v in zip(at, _steps(head.parent/f, int(signals[at[0]]['fmt']), len(at), samples)): rows[i] = v
+        fmt,skip = signals[at[0]]['fmt'],signals[at[0]]['skip']
+        odd = next((signals[i] for i in at if signals[i]['odd'] or (signals[i]['fmt'], signals[i]['skip']) != (fmt, skip)), None)
+        if odd: raise DataError(f'{head}: {f} has the format {odd["fmt"]}{odd["odd"] or " beside another"}: signals of several rates, skews or formats in one file are not read. Convert it with the xform program of WFDB.')
+        for i,v in zip(at, _steps(head.parent/f, int(fmt), len(at), samples, int(skip or 0))): rows[i] = v
     if len({len(v) for v in rows}) > 1: raise DataError(f'{head}: its files hold {sorted({len(v) for v in rows})} samples a signal. Copy them again.')
     leads = [(s['lead'] or f'signal {i}').strip() for i,s in enumerate(signals)]
     for name,v,s in zip(leads, rows, signals):
@@ -253,10 +308,23 @@ def _millivolts(head):
         v *= _to_mv[unit]/(float(s['gain'] or 0) or 200)
     return np.array(rows, dtype=np.float32), rate, leads, [head.parent/f for f in files]
 
+# %% ../../nbs/data/03_signals.ipynb #1d4ec7b9
+def _beats(head, path, rate, samples):
+    "Beats of an annotation file, in order, each inside the record and there once"
+    df = read_annotations(path, rate)
+    df,without = df[df.symbol.isin(list(beat_symbols))].sort_values('sample', kind='stable', ignore_index=True),'or read the record without them, annotations="".'
+    late = (df['sample'] >= samples).sum()
+    if late:
+        raise DataError(f'{path}: {late} of {len(df)} beats lie after the end of {head.name}, {samples:,} samples at {rate:g} Hz; the first at sample {df["sample"].iloc[-late]:,}. '
+                        f'The marks belong to a longer record, or count at another rate than the header: get both files from one source, {without}')
+    again = df['sample'].duplicated()
+    if again.any(): raise DataError(f'{path}: two beats are at sample {df["sample"][again.idxmax()]:,} ({again.sum()} such). Leads marked one by one? Keep the marks of one, {without}')
+    return df
+
 # %% ../../nbs/data/03_signals.ipynb #7f355c91
 def read_wfdb(path, # of the record, with or without .hea
               patient:str=None, # default the record's name
-              annotations:str='atr', # ending of the annotation file; "" for none. It need not be there
+              annotations:str='atr', # ending of the annotation file; "" for none. It need not be there; a beat beyond the end is refused
               check:bool=True, # refuse missing, saturated and flat stretches, see `faults`
              )->Signals: # one record
     "A WFDB record in millivolts: its size and checksum must fit the header"
@@ -267,7 +335,7 @@ def read_wfdb(path, # of the record, with or without .hea
                                    'Leave the record out, or take it as it is with check=False.')
     found = {}
     if annotations and marks.is_file():
-        beats = read_annotations(marks)[lambda d: d.symbol.isin(list(beat_symbols))]
+        beats = _beats(head, marks, rate, x.shape[1])
         found,files = dict(peaks=[beats['sample'].to_numpy()], symbols=[beats['symbol'].to_numpy().astype(str)]),files + [marks]
     for p in files: used(p.name, digest_of(p))
     return Signals([x], rate, leads, np.array([patient or head.stem]), head.stem, **found)
