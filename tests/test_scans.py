@@ -153,6 +153,109 @@ def test_air_by_its_place_is_at_minus_1000():
     assert -1050 < front.min() and front.max() < -950, 'no patient and no padding in the front 40 rows'
     assert abs(front.mean() + 1000) < 10
 
+# Valid files that mean something else
+
+def frames(ct, tmp_path, shared=None, each=None, double=True):
+    "The sample CT in two frames, its rescaling in functional groups"
+    import pydicom
+    def group(pair):
+        g = pydicom.Dataset()
+        if pair is None: return g
+        v = pydicom.Dataset()
+        v.RescaleSlope,v.RescaleIntercept,v.RescaleType = *pair,'HU'
+        g.PixelValueTransformationSequence = [v]
+        return g
+    ds = pydicom.dcmread(ct)
+    stored = ds.pixel_array
+    del ds.RescaleSlope, ds.RescaleIntercept
+    ds.NumberOfFrames,ds.PixelData = 2,np.stack([stored, stored]).tobytes()
+    ds.SharedFunctionalGroupsSequence = [group(shared)]
+    if each: ds.PerFrameFunctionalGroupsSequence = [group(e) for e in each]
+    ds.save_as(tmp_path/'enhanced.dcm')
+    return tmp_path/'enhanced.dcm',stored.astype(float)
+
+@pytest.mark.parametrize('shared,each,want', [
+    ((1, -1024), None, [(1, -1024)]*2), ((1, -1024), [None, None], [(1, -1024)]*2), (None, [(1, -1024), (2, -1000)], [(1, -1024), (2, -1000)]),
+    ((1, -1024), [None, (2, -1000)], [(1, -1024), (2, -1000)])])
+def test_rescale_in_functional_groups(ct, tmp_path, shared, each, want):
+    path,stored = frames(ct, tmp_path, shared, each)
+    hu,_ = S.read_dicom(path)
+    assert hu.shape == (2, 128, 128) and (hu == [stored*a + b for a,b in want]).all() and (hu[0].min(), hu[0].max()) == (-896, 1167)
+
+def test_rescale_missing_in_one_frame(ct, tmp_path):
+    with pytest.raises(DataError, match='enhanced.dcm .*frame 1 has no slope'): S.read_dicom(frames(ct, tmp_path, None, [(1, -1024), None])[0])
+    with pytest.raises(DataError, match='enhanced.dcm .*2 frames and 3 rescalings'): S.read_dicom(frames(ct, tmp_path, None, [(1, -1024)]*3)[0])
+
+@pytest.mark.parametrize('how', ['plain', 'rescaled', 'signed', 'shape', 'table'])
+def test_low_values_white_are_turned_round(ct, tmp_path, how):
+    import pydicom
+    ds = pydicom.dcmread(ct)
+    stored = np.random.default_rng(0).integers(0, 4096, (128, 128))
+    ds.Modality,ds.BitsStored,ds.HighBit,ds.PixelRepresentation,ds.PhotometricInterpretation = 'DX',12,11,int(how == 'signed'),'MONOCHROME1'
+    del ds.RescaleSlope, ds.RescaleIntercept
+    if 'PixelPaddingValue' in ds: del ds.PixelPaddingValue
+    want = 4095. - stored
+    if how == 'signed': stored,want = stored-2048,want-2048
+    if how == 'rescaled': ds.RescaleSlope,ds.RescaleIntercept,want = 2,100,2*want+100
+    if how == 'shape': ds.PhotometricInterpretation,ds.PresentationLUTShape = 'MONOCHROME2','INVERSE'
+    if how == 'table':
+        lut = pydicom.Dataset()
+        lut.add_new('LUTDescriptor', 'US', [4096, 0, 8])
+        lut.add_new('LUTData', 'OW', (np.arange(4096)//16).astype('<u2').tobytes())
+        lut.ModalityLUTType = 'US'
+        ds.ModalityLUTSequence,want = [lut],255. - stored//16
+    ds.PixelData = stored.astype('<i2').tobytes()
+    ds.save_as(tmp_path/'chest.dcm')
+    with pytest.warns(UserWarning, match='chest.dcm: low values are white'): x,_ = S.read_dicom(tmp_path/'chest.dcm')
+    assert (x == want).all()
+
+def test_quantities_are_not_turned_and_colour_numbers_are_refused(ct, tmp_path):
+    import pydicom
+    ds = pydicom.dcmread(ct)
+    ds.PhotometricInterpretation = 'MONOCHROME1'
+    ds.save_as(tmp_path/'ct.dcm')
+    assert (S.read_dicom(tmp_path/'ct.dcm')[0] == ds.pixel_array.astype(int) - 1024).all()
+    ds.PhotometricInterpretation = 'PALETTE COLOR'
+    ds.save_as(tmp_path/'us.dcm')
+    with pytest.raises(DataError, match='us.dcm holds numbers of colours'): S.read_dicom(tmp_path/'us.dcm')
+
+@pytest.mark.parametrize('unit,scale', [('micron', .001), ('meter', 1000), ('mm', 1), ('unknown', 1)])
+def test_nifti_units(tmp_path, unit, scale):
+    nib = pytest.importorskip('nibabel')
+    sides = np.array([2., 1, 1])/scale
+    img = nib.Nifti1Image(np.ones((10, 10, 10), np.float32), np.diag([*sides, 1]))
+    img.header.set_xyzt_units(unit)
+    nib.save(img, tmp_path/'a.nii')
+    x,affine = S.read_nifti(tmp_path/'a.nii')
+    assert np.allclose(S.spacing(affine), [2, 1, 1]) and S.paired((x, affine), (x, affine)).ml == pytest.approx(2)
+
+def test_no_unit_and_no_millimetres(tmp_path):
+    nib = pytest.importorskip('nibabel')
+    for side in (2000, .002):
+        nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.float32), np.diag([side, 1, 1, 1])), tmp_path/'a.nii')
+        with pytest.raises(DataError, match='a.nii names no unit, and its voxels measure .*xyzt_units'): S.read_nifti(tmp_path/'a.nii')
+    img = nib.load(tmp_path/'a.nii')
+    img.header.set_xyzt_units('mm')
+    nib.save(img, tmp_path/'b.nii')
+    assert np.allclose(S.spacing(S.read_nifti(tmp_path/'b.nii')[1]), [.002, 1, 1])
+
+@pytest.mark.parametrize('unit,scale', [('mm', 1), ('um', .001), ('microns', .001), ('cm', 10), ('m', 1000), ('Meters', 1000), ('', 1)])
+def test_nrrd_units(tmp_path, unit, scale):
+    path = nrrd_file(tmp_path/'a.nrrd', np.ones((2, 3, 4)), 'RAS', np.diag([2., 1, 1])/scale, **({'space units': [unit]*3} if unit else {}))
+    _,affine = S.read_nrrd(path)
+    assert np.allclose(S.spacing(affine), [2, 1, 1]) and np.allclose(affine[:3, 3], np.array([-10, 20, 30])*scale)
+
+def test_nrrd_odd_units(tmp_path):
+    with pytest.raises(DataError, match="a.nrrd measures in 'furlong'"): S.read_nrrd(nrrd_file(tmp_path/'a.nrrd', np.ones((2, 3, 4)), **{'space units': ['furlong']*3}))
+    with pytest.raises(DataError, match='b.nrrd names no unit'): S.read_nrrd(nrrd_file(tmp_path/'b.nrrd', np.ones((2, 3, 4)), directions=np.diag([700, 700, 5000.])))
+
+def test_labels_a_little_off_are_rounded():
+    x,m,at = np.zeros((2, 3, 4), np.float32),np.ones((2, 3, 4), np.float32),np.eye(4)
+    m[0],m[1, 0] = .996,1.00002
+    s = S.paired((x, at), (m*2, at), 'p', ['a', 'b', 'c'])
+    assert (s.mask == 2).all() and S.paired((x, at), (m, at)).mask.sum() == 24
+    with pytest.raises(DataError, match='the label 0.8964'): S.paired((x, at), (m*.9, at), 'p')
+
 # Sets with masks and boxes
 
 def pictures(n=6, side=32):

@@ -22,19 +22,50 @@ def _need(package):
         name = dict(nrrd='pynrrd').get(package, package)
         raise ImportError(f'{package} is not installed: pip install {name}') from e
 
+# %% ../../nbs/data/07_scans.ipynb #355c586c
+def _rescaled(stored, ds):
+    "Stored values times slope plus intercept, which the file gives once, for all frames, or for each frame"
+    from pydicom.pixels import apply_modality_lut
+    shared,each = (ds.get(f'{k}FunctionalGroupsSequence') or [] for k in ('Shared', 'PerFrame'))
+    own = [next(iter(g.get('PixelValueTransformationSequence') or []), None) for g in [*shared[:1], *each]]
+    if not any(own): return apply_modality_lut(stored, ds)
+    common = own[0] if shared else None
+    frames = [f or common for f in own[len(shared[:1]):]] or [common]
+    if not all(frames): raise ValueError(f'frame {frames.index(None)} has no slope and intercept, where others have')
+    slope,shift = (np.array([float(f[k].value) for f in frames]) for k in ('RescaleSlope', 'RescaleIntercept'))
+    if len(frames) not in (1, int(ds.get('NumberOfFrames') or 1)):
+        raise ValueError(f'it has {ds.NumberOfFrames} frames and {len(frames)} rescalings')
+    if len(frames) == 1: return stored*slope[0] + shift[0]
+    return stored*slope[:, None, None] + shift[:, None, None]
+
+# %% ../../nbs/data/07_scans.ipynb #b8df7f6a
+def _bright(values, ds):
+    "Turned round where low values are meant to be white, but for those that are quantities"
+    inverse = ds.get('PhotometricInterpretation') == 'MONOCHROME1' or ds.get('PresentationLUTShape') == 'INVERSE'
+    if not inverse or ds.get('Modality') in ('CT', 'PT', 'NM'): return values
+    table,bits = ds.get('ModalityLUTSequence'),int(ds.BitsStored)
+    ends = np.array([0, 2**bits-1]) - (2**(bits-1) if ds.PixelRepresentation else 0)
+    sums = 2**int(table[0].LUTDescriptor[2])-1 if table else _rescaled(np.zeros(values.shape)+ends.sum()/2, ds)*2
+    warnings.warn(f'{ds.filename}: low values are white in this file (MONOCHROME1); they were turned round, so that '
+                  'what is dense is bright. Its header is left as it is: do not turn them again')
+    return sums - values
+
 # %% ../../nbs/data/07_scans.ipynb #1d33b6d0
 def read_dicom(path:str # file
-              )->tuple: # pixels, float32, in HU for CT; and the header, a pydicom `Dataset`
-    "Pixels and header of a DICOM file, with slope and intercept applied"
+              )->tuple: # pixels, float32, in HU for CT, bright where dense; and the header, a pydicom `Dataset`
+    "Pixels and header of a DICOM file, rescaled as it says for all frames or for each; MONOCHROME1 is turned round"
     pydicom = _need('pydicom')
     if not Path(path).is_file(): raise DataError(f'{path} is not there. Check the path.')
     try:
         ds = pydicom.dcmread(path)
-        hu = pydicom.pixels.apply_modality_lut(ds.pixel_array, ds)
+        values = _rescaled(ds.pixel_array, ds)
     except Exception as e:
         raise DataError(f'{path} cannot be read as a DICOM image: {e}. Check that it is a whole DICOM file with '
                         'pixels. Compressed pixels may need pip install pylibjpeg pylibjpeg-libjpeg.') from e
-    return hu.astype(np.float32), ds
+    if ds.get('PhotometricInterpretation') == 'PALETTE COLOR':
+        raise DataError(f'{path} holds numbers of colours, not greys. Turn them into colours with '
+                        'pydicom.pixels.apply_color_lut(ds.pixel_array, ds), and save those as a picture.')
+    return _bright(values, ds).astype(np.float32), ds
 
 # %% ../../nbs/data/07_scans.ipynb #58425f88
 def window(hu:np.ndarray, # HU, any shape
@@ -100,17 +131,34 @@ def _upright(array, affine, name):
                                   f'{tuple(map(int, np.argwhere(bad)[0]))}. Fill or mask them before use.')
     return array, img.affine
 
+# %% ../../nbs/data/07_scans.ipynb #a21e9872
+def _in_mm(affine, units, name):
+    "The affine in mm, from the unit of each axis of its space; a unit that is not named is mm, if that can be"
+    sizes = dict(m=1000, meter=1000, metre=1000, cm=10, mm=1, um=.001, micron=.001, nm=1e-6, inch=25.4)
+    known = [str(u).lower().strip() for u in units]
+    known = [u if u in sizes else u.removesuffix('s').replace('metre', 'meter') for u in known]
+    sizes |= {f'{k}meter': sizes[v] for k,v in dict(centi='cm', milli='mm', micro='um', nano='nm').items()}
+    none = [u in ('', 'unknown') for u in known]
+    odd = [u for u,v,n in zip(units, known, none) if v not in sizes and not n]
+    if odd: raise DataError(f'{name} measures in {odd[0]!r}, which is not a known length. Write mm, and scale its geometry.')
+    side = spacing(affine)
+    if any(none) and not ((side >= .01) & (side <= 50)).all():
+        raise DataError(f'{name} names no unit, and its voxels measure {" × ".join(f"{s:.4g}" for s in side)}: hardly mm. '
+                        'Name the unit in its header: in nibabel, img.header.set_xyzt_units("micron"); in NRRD, "space units".')
+    return np.diag([*(sizes.get(u, 1) for u in known), 1]) @ affine
+
 # %% ../../nbs/data/07_scans.ipynb #b3834f19
 def read_nifti(path:str # .nii or .nii.gz
               )->tuple: # array, float32, axes to the right, front, head (and time); affine, 4 x 4, voxel to mm
-    "Array and affine of a NIfTI file, turned to the closest RAS orientation"
+    "Array and affine of a NIfTI file, turned to the closest RAS orientation; metres and microns become mm"
     nib = _need('nibabel')
     if not Path(path).is_file(): raise DataError(f'{path} is not there. Check the path.')
     try:
         img = nib.load(path)
         array,affine = img.get_fdata(dtype=np.float32, caching='unchanged'),img.affine
+        unit = img.header.get_xyzt_units()[0] if hasattr(img.header, 'get_xyzt_units') else 'mm'
     except Exception as e: raise DataError(f'{path} cannot be read as NIfTI: {e}. Check that the file is whole.') from e
-    return _upright(array, affine, path)
+    return _upright(array, _in_mm(affine, [unit]*3, path), path)
 
 # %% ../../nbs/data/07_scans.ipynb #09def811
 def spacing(affine:np.ndarray # 4 x 4, voxel to mm
@@ -122,7 +170,7 @@ def spacing(affine:np.ndarray # 4 x 4, voxel to mm
 def read_nrrd(path, # .nrrd file, or its bytes
               name:str='', # named in errors; default the path
              )->tuple: # array, float32, axes to the right, front and head; and the affine, 4 x 4, voxel to mm
-    "Array and affine of a NRRD file in three dimensions, turned to the closest RAS orientation"
+    "Array and affine of a NRRD file in three dimensions, turned to the closest RAS orientation, in mm from its units"
     nrrd = _need('nrrd')
     name = name or path
     if not (isinstance(path, bytes) or Path(path).is_file()): raise DataError(f'{name} is not there. Check the path.')
@@ -135,10 +183,11 @@ def read_nrrd(path, # .nrrd file, or its bytes
         space = header['space'].lower()
         towards = space.split('-') if '-' in space else space
         affine = np.diag([-1 if w[0] in 'lpi' else 1 for w in towards[:3]] + [1]) @ affine
+        units = [u.strip('"') for u in header.get('space units', ['']*3)]
     except Exception as e:
         what = f'it has no {e} in its header' if isinstance(e, KeyError) else e
         raise DataError(f'{name} cannot be read as NRRD with geometry: {what}. Check that the file is whole.') from e
-    return _upright(array, affine, name)
+    return _upright(array, _in_mm(affine, units, name), name)
 
 # %% ../../nbs/data/07_scans.ipynb #525e99e7
 class Scan(NamedTuple):
@@ -156,8 +205,8 @@ class Scan(NamedTuple):
 def paired(image:tuple, # array and affine, as `read_nifti` returns them
            mask:tuple, # likewise
            name:str='', # named in errors
-           names:tuple=None, # classes that the mask may hold, 0 first; default any
-          )->Scan:
+           names:tuple=None, # classes that the mask may hold, 0 first, or a dict number -> name; default any
+          )->Scan: # labels within 0.01 of a whole number are rounded, as float files need
     "Image and mask as one `Scan`, refused where shape, place or labels do not fit"
     (x,affine),(m,other) = image,mask
     if x.shape != m.shape:
@@ -165,7 +214,8 @@ def paired(image:tuple, # array and affine, as `read_nifti` returns them
     apart = abs(affine-other).max()
     if apart > .01: raise DataError(f'{name}: image and mask have different affines, by up to {apart:.3g} mm: the mask '
                                     'lies elsewhere. Resample the mask on the image, or correct the header.')
-    odd = np.setdiff1d(m, np.arange(256 if names is None else len(names)))
+    m = np.where(abs(m - np.rint(m)) <= .01, np.rint(m), m)
+    odd = np.setdiff1d(m, np.arange(256) if names is None else [*names] if isinstance(names, dict) else np.arange(len(names)))
     if len(odd): raise DataError(f'{name}: the mask has the label {odd[0]:g}, which is outside the classes '
                                  f'{names or "0 to 255"}. Correct the mask, or name all classes.')
     return Scan(x, affine, m.astype(np.uint8), name)
