@@ -331,9 +331,9 @@ def test_nifti_pairs(tmp_path, names):
         if flip < 0: x,m = x[::-1],m[::-1]
         for d,v in zip(names, (x.astype(np.float32), m)): nib.save(nib.Nifti1Image(v, np.diag([flip, 1, 3., 1])), tmp_path/d/f'v{i}.nii.gz')
     s = A.scans_from(tmp_path)
-    assert s.images.shape == (3, 6, 12, 8) and s.classes == ['background', 'label 1', 'label 2'] and (s.spacing == [3, 1, 1]).all()
-    assert [int((m == 2).sum()) for m in s.masks] == [18]*3 and s.table['rows'].tolist() == [10, 11, 12]
-    assert (s.images[s.masks == 2] > 240).all()
+    assert s.images.shape == (3, 6, 12, 8) and s.classes == ['background', 'label 2'] and (s.spacing == [3, 1, 1]).all()
+    assert [int((m == 1).sum()) for m in s.masks] == [18]*3 and s.table['rows'].tolist() == [10, 11, 12]
+    assert (s.images[s.masks == 1] > 240).all()
     assert len({tuple(np.argwhere(m).min(0)[[0, 2]]) for m in s.masks}) == 1
     cropped = A.nifti_pairs(tmp_path, shape=(6, 12, 4))
     assert cropped.images.shape == (3, 6, 12, 4)
@@ -397,6 +397,184 @@ def test_npz(tmp_path):
                      (dict(images=x, masks=m[:5]), 'own height')]:
         np.savez(tmp_path/'c.npz', **bad)
         with pytest.raises(DataError, match=said): A.scans_from(tmp_path/'c.npz')
+
+def sideways(path, shown, quality=95):
+    "A picture stored on its side, with EXIF orientation 6: to be turned by a quarter, clockwise"
+    from PIL import Image
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.ascontiguousarray(np.rot90(shown))).save(path, exif=exif, quality=quality)
+
+def lesions(n=6, h=48, w=64):
+    "Pictures with a bright block, and where it is"
+    x,m = np.full((n, h, w), 30, np.uint8),np.zeros((n, h, w), np.uint8)
+    m[:, 8:24, 4:20] = 1
+    x[m > 0] = 220
+    return x,m
+
+@pytest.mark.parametrize('side', [48, 64])
+def test_pictures_turned_by_exif_lie_under_their_masks(tmp_path, side):
+    from PIL import Image,ImageOps
+    x,m = lesions(w=side)
+    for i in range(6): sideways(tmp_path/'images'/f'{i}.jpg', x[i]), png(tmp_path/'masks'/f'{i}.png', m[i]*255)
+    seen = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path/'images'/'0.jpg')))
+    s = A.mask_folder(tmp_path/'images', tmp_path/'masks')
+    assert (s.images[0] == seen).all() and abs(s.images[s.masks > 0].mean() - 220) < 3 and abs(s.images[s.masks == 0].mean() - 30) < 3
+
+def test_masks_of_pictures_as_stored_and_masks_that_are_turned(tmp_path):
+    x,m = lesions()
+    for i in range(6): sideways(tmp_path/'images'/f'{i}.jpg', x[i]), png(tmp_path/'masks'/f'{i}.png', np.rot90(m[i])*255)
+    s = A.mask_folder(tmp_path/'images', tmp_path/'masks')
+    assert s.images.shape == (6, 64, 48) and abs(s.images[s.masks > 0].mean() - 220) < 3
+    for i in range(6): sideways(tmp_path/'masks'/f'{i}.png', m[i]*255)
+    s = A.mask_folder(tmp_path/'images', tmp_path/'masks')
+    assert (s.masks == m).all() and abs(s.images[s.masks > 0].mean() - 220) < 3
+
+@pytest.mark.parametrize('stored', [False, True])
+def test_pictures_turned_by_exif_lie_under_their_boxes(tmp_path, stored):
+    x,m = lesions()
+    for i in range(6): sideways(tmp_path/'images'/f'{i}.jpg', x[i])
+    rows,columns = np.nonzero(np.rot90(m[0]) if stored else m[0])
+    box = [int(v) for v in (columns.min(), rows.min(), np.ptp(columns)+1, np.ptp(rows)+1)]
+    h,w = (64, 48) if stored else (48, 64)
+    s = A.coco_boxes(coco(tmp_path, [box]*6, images=[dict(id=i, file_name=f'{i}.jpg', height=h, width=w) for i in range(6)]), tmp_path/'images')
+    x0,y0,x1,y1 = s.boxes[0][0].astype(int)
+    assert s.images.shape == (6, h, w) and abs(s.images[0, y0:y1, x0:x1].mean() - 220) < 3 and s.images[0].mean() < 60
+
+def test_resized_after_annotation(folder):
+    good = [[10, 8, 14, 12.]]*6
+    def sized(h, w): return [dict(id=i, file_name=p.name, height=h, width=w) for i,p in enumerate(sorted((folder/'images').iterdir()))]
+    assert len(A.coco_boxes(coco(folder, good, images=sized(32, 32)), folder/'images')) == len(A.coco_boxes(coco(folder, good, images=sized(0, 0)), folder/'images')) == 6
+    with pytest.raises(DataError, match=r'P0_0.png has shape \(32, 32\), its annotations in coco.json say \(64, 16\)'): A.coco_boxes(coco(folder, good, images=sized(64, 16)), folder/'images')
+    voc(folder, (11, 9, 24, 20))
+    path = folder/'Annotations'/'P1_2.xml'
+    plain = path.read_text()
+    for size,fits in [((32, 32), True), ((0, 0), True), ((64, 64), False)]:
+        path.write_text(plain.replace('<annotation>', '<annotation><size><width>%d</width><height>%d</height><depth>1</depth></size>' % size))
+        if fits: assert len(A.voc_boxes(folder)) == 6
+        else:
+            with pytest.raises(DataError, match=r'P1_2.png has shape \(32, 32\), its annotations in set say \(64, 64\)'): A.voc_boxes(folder)
+
+def test_two_pictures_of_one_stem(folder):
+    x,m = pictures()
+    png(folder/'images'/'P0_0.jpg', x[1])
+    with pytest.raises(DataError, match='P0_0.jpg and P0_0.png differ in their endings only'): A.mask_folder(folder/'images', folder/'masks')
+    voc(folder, (11, 9, 24, 20))
+    with pytest.raises(DataError, match='P0_0.jpg and P0_0.png differ'): A.voc_boxes(folder)
+    for n in ('v.nii', 'v.nii.gz'): (folder/n).touch()
+    with pytest.raises(DataError, match='v.nii and v.nii.gz differ'): A.nifti_pairs(folder, folder)
+
+def test_one_picture_or_class_under_two_ids(folder):
+    good,names = [[10, 8, 14, 12.]]*6,[p.name for p in sorted((folder/'images').iterdir())]
+    rows = [dict(id=i, file_name=n) for i,n in enumerate(names)]
+    for change,said in [(dict(images=rows + [dict(id=51, file_name='./P0_0.png')]), 'the picture P0_0.png stands twice, for 0 and 51'),
+                        (dict(images=rows[:5] + [dict(id=4, file_name=names[5])], annotations=[]), 'the image id 4 stands twice, for P2_4.png and P2_5.png'),
+                        (dict(categories=[dict(id=3, name='cell'), dict(id=3, name='egg')]), 'the category id 3 stands twice, for cell and egg')]:
+        with pytest.raises(DataError, match=f'coco.json: {said}'): A.coco_boxes(coco(folder, good, **change), folder/'images')
+
+def test_linked_folders_and_files_are_read(folder, tmp_path):
+    (tmp_path/'far').mkdir()
+    for d in ('images', 'masks'):
+        (folder/d).rename(tmp_path/'far'/d)
+        (folder/d).symlink_to(tmp_path/'far'/d)
+    (tmp_path/'link').symlink_to(folder)
+    assert (A.scans_from(tmp_path/'link').masks == pictures()[1]).all()
+
+def palette(path, index, colours):
+    from PIL import Image
+    img = Image.frombytes('P', index.shape[::-1], np.ascontiguousarray(index).tobytes())
+    img.putpalette([v for c in colours for v in c])
+    img.save(path)
+
+def test_masks_with_a_palette_give_its_indices(folder):
+    from PIL import Image
+    m = pictures()[1]
+    m[:, 20:24] = 2
+    colours = [(0, 0, 0), (128, 0, 0), (0, 128, 0)]
+    for p,v in zip(sorted((folder/'masks').iterdir()), m): palette(p, v, colours)
+    assert Image.open(folder/'masks'/'P0_0.png').mode == 'P' and (np.asarray(Image.open(folder/'masks'/'P0_0.png')) == m[0]).all()
+    read = lambda *classes: A.mask_folder(folder/'images', folder/'masks', [*classes])
+    assert (read('background', 'rim', 'core').masks == m).all()
+    with pytest.raises(DataError, match='P0_0.png has the label 2'): read('background', 'rim')
+    for p,v in zip(sorted((folder/'masks').iterdir()), m): palette(p, v, [(0, 0, 0), (128, 128, 128), (255, 255, 255)])
+    assert (read('background', 'rim', 'core').masks == m).all()
+    for p,v in zip(sorted((folder/'masks').iterdir()), m): palette(p, (v == 0).astype(np.uint8), [(255, 255, 255), (0, 0, 0)])
+    assert (read('background', 'white').masks == (m > 0)).all()
+
+def test_masks_of_16_bits_and_of_colours(folder):
+    m = pictures()[1]
+    for p,v in zip(sorted((folder/'masks').iterdir()), m): png(p, v.astype(np.uint16))
+    assert (A.scans_from(folder).masks == m).all()
+    png(folder/'masks'/'P1_2.png', np.stack([m[0]*255, m[0], m[0]], -1))
+    with pytest.raises(DataError, match='P1_2.png holds colours, where a mask has one class number'): A.scans_from(folder)
+
+def skipping(n=6):
+    x,m = pictures(n)
+    m[:, 20:24] = 4
+    return x,m
+
+def test_labels_that_skip_numbers(tmp_path, folder):
+    nib = pytest.importorskip('nibabel')
+    x,m = skipping()
+    want = np.select([m == 1, m == 4], [1, 2])
+    named = {0: 'background', 1: 'oedema', 4: 'enhancing'}
+    for d,v in (('imagesTr', x), ('labelsTr', m)):
+        (tmp_path/d).mkdir()
+        for i in range(3): nib.save(nib.Nifti1Image(v[2*i:2*i+2].astype(np.float32), np.eye(4)), tmp_path/d/f'{i}.nii')
+    np.savez(tmp_path/'a.npz', images=x, masks=m)
+    for p,v in zip(sorted((folder/'masks').iterdir()), m): png(p, v)
+    volumes = S.as_slices(want[:2].astype(np.uint8))
+    s = A.nifti_pairs(tmp_path)
+    assert s.classes == ['background', 'label 1', 'label 4'] and (s.masks[0] == volumes).all() and 'label 2' not in str(s.summary())
+    assert A.nifti_pairs(tmp_path, classes=named).classes == [*named.values()]
+    s = A.npz_masks(tmp_path/'a.npz')
+    assert s.classes == ['background', 'object', 'label 4'] and (s.masks == want).all()
+    for s in (A.npz_masks(tmp_path/'a.npz', named), A.mask_folder(folder/'images', folder/'masks', named)):
+        assert s.classes == [*named.values()] and (s.masks == want).all()
+    five = ['background', 'a', 'b', 'c', 'd']
+    for read in (lambda: A.npz_masks(tmp_path/'a.npz', five), lambda: A.nifti_pairs(tmp_path, classes=five), lambda: A.mask_folder(folder/'images', folder/'masks', five)):
+        with pytest.warns(UserWarning, match='no mask has b, c'): assert read().classes == five
+    with pytest.raises(DataError, match='a.npz: the mask in row 0 has the label 4'): A.npz_masks(tmp_path/'a.npz', ['background', 'a'])
+    with pytest.raises(DataError, match='0.nii: the mask has the label 4'): A.nifti_pairs(tmp_path, classes={0: 'background', 1: 'a', 2: 'b'})
+    with pytest.raises(DataError, match='P0_0.png has the label 4'): A.mask_folder(folder/'images', folder/'masks', ['background', 'a'])
+
+@pytest.fixture
+def lists(tmp_path):
+    "Twelve pictures of four patients in a VOC folder, and a way to write its lists"
+    x,_ = pictures(12)
+    names = [f'P{i//3} view {i}' for i in range(12)]
+    for n,v in zip(names, x): png(tmp_path/'JPEGImages'/f'{n}.png', v)
+    voc(tmp_path, (11, 9, 24, 20), names[0])
+    def write(**lists):
+        (tmp_path/'ImageSets'/'Main').mkdir(parents=True, exist_ok=True)
+        for p in (tmp_path/'ImageSets'/'Main').iterdir(): p.unlink()
+        for k,v in lists.items(): (tmp_path/'ImageSets'/'Main'/f'{k}.txt').write_text('\n'.join(v) + '\n')
+        return tmp_path
+    return names,write
+
+@pytest.mark.parametrize('kept', ['val', 'test', None])
+def test_voc_keeps_its_lists_and_takes_what_is_missing_from_train(lists, kept):
+    names,write = lists
+    folder = write(train=names[:9], **{kept: names[9:]}) if kept else write(trainval=names)
+    s = A.voc_boxes(folder, patient=r'(P\d)')
+    split = dict(zip(sorted(names), s.split))
+    mine = dict(val='valid', test='test').get(kept)
+    assert len(s) == 12 and set(s.split) == {'train', 'valid', 'test'}
+    if kept: assert {split[n] for n in names[9:]} == {mine} and mine not in {split[n] for n in names[:9]}
+    assert all(len({split[n] for n in names[3*i:3*i+3]}) == 1 for i in range(4)) and set(s.groups) == {'P0', 'P1', 'P2', 'P3'}
+
+def test_voc_lists_with_spaces_in_names(lists):
+    names,write = lists
+    s = A.voc_boxes(write(train=names[:6], val=names[6:9], test=names[9:]))
+    assert dict(zip(sorted(names), s.split)) == dict(zip(names, ['train']*6 + ['valid']*3 + ['test']*3)) and s.groups is None
+
+def test_voc_lists_that_do_not_fit(lists):
+    names,write = lists
+    for change,said in [(dict(val=names[9:]), 'val.txt.* but no train.txt'), (dict(train=names[:9], val=names[8:]), 'P2 view 8 is listed twice, in train and valid'),
+                        (dict(train=names[:9], val=['P7 view 0']), "val.txt lists 'P7 view 0', which has no file"), (dict(train=names[:10], val=names[10:]), 'patient P3 is in')]:
+        with pytest.raises(DataError, match=said): A.voc_boxes(write(**change), patient=r'(P\d)')
+    with pytest.warns(UserWarning, match='3 annotated pictures are in no list'): assert len(A.voc_boxes(write(train=names[:3], val=names[3:6], test=names[6:9]))) == 9
 
 def test_doors_that_lead_nowhere(tmp_path):
     for what,said in [(tmp_path, 'no layout that is known'), (tmp_path/'no', 'is not there'), (tmp_path/'no.npz', 'is not there'), ('mni151', 'mni152')]:

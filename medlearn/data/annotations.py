@@ -12,7 +12,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
-from .images import Splits,show_images,split_by_group
+from .images import Splits,check_leak,show_images,split_by_group
 from .scans import as_slices,contours,paired,read_nifti,read_nrrd,window
 from ..kit.fetch import DataError,card,digest_of,fetch,load,load_npz,read_member,used
 
@@ -141,6 +141,14 @@ def mni_tissue(block:int=12, # slices of 1 mm in a block, which goes to one spli
     return MaskSet(images, masks, ['other', 'grey matter', 'white matter'], parts, 'mni152' + ', blocks'*volumes,
                    np.array([f'block {i}' for i in where]), np.ones((len(images), images.ndim-1)))
 
+# %% ../../nbs/data/08_annotations.ipynb #7a3ae366
+def _twice(pairs):
+    "The first key that stands twice, with both of its values"
+    seen = {}
+    for k,v in pairs:
+        if k in seen: return k,seen[k],v
+        seen[k] = v
+
 # %% ../../nbs/data/08_annotations.ipynb #deac3612
 def _files(folder, endings):
     "Files of a folder, by their name without ending"
@@ -148,7 +156,10 @@ def _files(folder, endings):
     every = [p for p in sorted(Path(folder).iterdir()) if not p.name.startswith('.')]
     found = [p for p in every if p.name.lower().endswith(endings)]
     if not found: raise DataError(f'{folder} has no files that end in {", ".join(endings)}.')
-    return {re.sub(r'(\.nii)?\.\w+$', '', p.name): p for p in found}
+    stems = [(re.sub(r'(\.nii)?\.\w+$', '', p.name), p) for p in found]
+    if two := _twice(stems): raise DataError(f'{two[1]} and {two[2].name} differ in their endings only: which of them '
+                                             'is meant cannot be told. Rename one, or take it away.')
+    return dict(stems)
 
 # %% ../../nbs/data/08_annotations.ipynb #fe646852
 def _record(name, files):
@@ -158,29 +169,50 @@ def _record(name, files):
     used(name, f'sha256:{every.hexdigest()}')
 
 # %% ../../nbs/data/08_annotations.ipynb #61874b77
-def _split(stems, patient, fractions, seed):
-    "Split and patients of files, the patient found in the name by a pattern"
+def _patients(stems, patient):
+    "Patients of files, found in the name by a pattern"
     found = [re.search(patient or '(.*)', s) for s in stems]
     lost = [s for s,f in zip(stems, found) if not (f and f.groups())]
     if lost: raise DataError(f'the pattern {patient!r} finds no patient in {lost[0]}. Put brackets around the '
                              'part that names the patient.')
-    groups = np.array([f[1] for f in found])
+    return np.array([f[1] for f in found])
+def _split(stems, patient, fractions, seed):
+    "Split and patients of files"
+    groups = _patients(stems, patient)
     return dict(split=split_by_group(groups, np.zeros(len(groups), int), fractions, seed), groups=groups)
 
 # %% ../../nbs/data/08_annotations.ipynb #32f8be2c
-def _open(path, colour):
-    "A picture as array, grey or colour, 8 bits"
-    from PIL import Image
+def _open(path, colour, stated=None):
+    "A picture as array, grey or colour, 8 bits, turned as its EXIF says, unless only as stored it has the stated size"
+    from PIL import Image,ImageOps
     try:
         with Image.open(path) as img:
             if img.mode not in ('RGB', 'RGBA', 'P', 'L', 'LA', '1', 'CMYK', 'YCbCr'):
                 raise DataError(f'{path} has more than 8 bits ({img.mode}): choose a window, and save it with 8 bits.')
-            x = np.asarray(img.convert('RGB'))
+            shown = ImageOps.exif_transpose(img)
+            if stated and shown.size[::-1] != stated == img.size[::-1]: shown = img
+            x = np.asarray(shown.convert('RGB'))
     except (OSError, ValueError, SyntaxError) as e:
         raise DataError(f'{path} cannot be read as a picture: {e}. Check that the file is whole.') from e
     if (x == x[..., :1]).all() and not colour: return x[..., 0]
     if colour is not False: return x
     raise DataError(f'{path} is in colour where grey images are expected. Convert it, or pass colour=True.')
+
+# %% ../../nbs/data/08_annotations.ipynb #08bdcaaf
+def _open_mask(path):
+    "Class numbers of a mask: the indices of a palette, but for black and white; the greys of any other picture"
+    from PIL import Image,ImageOps
+    try:
+        with Image.open(path) as img: img = ImageOps.exif_transpose(img)
+        if img.mode.startswith('I'): return np.asarray(img)
+        x = np.asarray(img.convert('RGB'))
+    except (OSError, ValueError, SyntaxError) as e:
+        raise DataError(f'{path} cannot be read as a picture: {e}. Check that the file is whole.') from e
+    grey = (x == x[..., :1]).all()
+    if img.mode == 'P' and not (grey and set(np.unique(x)) <= {0, 255}): return np.asarray(img)
+    if grey and img.mode != 'F': return x[..., 0]
+    raise DataError(f'{path} holds {"fractions" if grey else "colours"}, where a mask has one class number a pixel. '
+                    'Save the numbers as a grey PNG, or as one with a palette.')
 
 # %% ../../nbs/data/08_annotations.ipynb #f9ab15c2
 def _fit(x, shape, smooth=True):
@@ -194,9 +226,9 @@ def _fit(x, shape, smooth=True):
     return res,scale
 
 # %% ../../nbs/data/08_annotations.ipynb #aa8eb33b
-def _pictures(paths, shape, colour):
+def _pictures(paths, shape, colour, stated):
     "Pictures on one shape; their sizes as (height, width); their scales"
-    raw = [_open(p, colour) for p in paths]
+    raw = [_open(p, colour, s) for p,s in zip(paths, stated)]
     if any(x.ndim == 3 for x in raw): raw = [x if x.ndim == 3 else np.repeat(x[..., None], 3, -1) for x in raw]
     sizes,(got,scales) = [x.shape[:2] for x in raw],zip(*(_fit(x, shape) for x in raw))
     odd = next((i for i,x in enumerate(got) if x.shape != got[0].shape), None)
@@ -205,10 +237,28 @@ def _pictures(paths, shape, colour):
                             'Pass shape=(height, width) to bring all to one shape.')
     return np.stack(got),sizes,scales
 
+# %% ../../nbs/data/08_annotations.ipynb #06399cde
+def _numbered(masks, classes, name, first='label 1'):
+    "Masks with classes numbered without gaps, and their names; of named classes, those that no mask has are told"
+    each = np.stack([np.bincount(m.ravel(), minlength=256) for m in masks])
+    found = np.flatnonzero(each.any(0) | (np.arange(256) == 0)).tolist()
+    default = {k: {0: 'background', 1: first}.get(k, f'label {k}') for k in found}
+    names = classes if isinstance(classes, dict) else dict(enumerate(classes)) if classes else default
+    names = dict(sorted(names.items()))
+    if odd := [k for k in found if k not in names]:
+        raise DataError(f'{name}: the mask in row {each[:, odd[0]].argmax()} has the label {odd[0]}, which is outside the '
+                        f'classes {names}. Correct it, or name all classes by number: {{0: "background", {odd[0]}: ...}}.')
+    idle = [names[k] for k in names if k not in found]
+    if idle: warnings.warn(f'{name}: no mask has {", ".join(idle)}. Name only what is drawn, by number: '
+                           '{0: "background", 4: "tumour"}; a class of nothing is segmented perfectly by nothing')
+    table = np.zeros(256, np.uint8)
+    table[[*names]] = range(len(names))
+    return table[masks] if isinstance(masks, np.ndarray) else [table[m] for m in masks],[*names.values()]
+
 # %% ../../nbs/data/08_annotations.ipynb #7f43d67e
 def mask_folder(images:str, # folder of pictures
                 masks:str, # folder of masks, with the same names
-                classes:list=('background', 'object'), # names of the classes in the masks
+                classes:list=('background', 'object'), # names of the classes in the masks, or a dict number -> name
                 ending:str='', # what mask names have after the image's name: "_mask", "_segmentation"
                 shape:tuple=None, # (height, width) wanted; default as they are
                 colour:bool=None, # False: colour is refused; True: grey becomes colour; default as they are
@@ -216,32 +266,33 @@ def mask_folder(images:str, # folder of pictures
                 fractions:tuple=(.6, .15, .25), # shares of train, valid and test
                 seed:int=0, # of the split
                )->MaskSet:
-    "Pictures and their masks from two folders"
+    "Pictures, turned as their EXIF says, and their masks from two folders; masks with a palette give its indices"
     pictures = '.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp'
     x,y = _files(images, pictures),_files(masks, pictures)
     lone = [n for n in x if n+ending not in y] + [n for n in y if n.removesuffix(ending) not in x]
     after = f', the mask with {ending!r} after it' if ending else ''
     if lone: raise DataError(f'{lone[0]} is in one of {images} and {masks} only ({len(lone)} such files). '
                              f'Pairs need the same name{after}.')
-    pics,sizes,_ = _pictures([*x.values()], shape, colour)
-    got = []
-    for n,size in zip(x, sizes):
-        m = _open(y[n+ending], False)
+    drawn,got = [_open_mask(y[n+ending]) for n in x],[]
+    pics,sizes,_ = _pictures([*x.values()], shape, colour, [m.shape for m in drawn])
+    numbers = [*classes] if isinstance(classes, dict) else range(len(classes))
+    for n,size,m in zip(x, sizes, drawn):
         if m.shape != size:
             raise DataError(f'{x[n]} has shape {size}, its mask {y[n+ending]} {m.shape}. Resample one of them.')
-        if len(classes) == 2 and set(np.unique(m)) <= {0, 255}: m = m//255
-        odd = np.setdiff1d(m, np.arange(len(classes)))
+        if [*numbers] == [0, 1] and set(np.unique(m)) <= {0, 255}: m = m//255
+        odd = np.setdiff1d(m, numbers)
         if len(odd): raise DataError(f'{y[n+ending]} has the label {odd[0]}, which is outside the classes '
                                      f'{list(classes)}. JPEG changes values: save masks as PNG. Else name all classes.')
-        got.append(_fit(m, shape, False)[0])
-    _record(Path(images).parent.name, [*x.values(), *y.values()])
+        got.append(_fit(m.astype(np.uint8), shape, False)[0])
     name = Path(images).parent.name
-    return MaskSet(pics, np.stack(got), list(classes), name=name, **_split([*x], patient, fractions, seed))
+    got,classes = _numbered(np.stack(got), classes, name)
+    _record(name, [*x.values(), *y.values()])
+    return MaskSet(pics, got, classes, name=name, **_split([*x], patient, fractions, seed))
 
 # %% ../../nbs/data/08_annotations.ipynb #9b93f186
 def nifti_pairs(images:str, # folder of volumes, or a folder that holds imagesTr and labelsTr (or images and labels)
                 masks:str=None, # folder of masks, with the same names
-                classes:list=None, # names of the classes, background first; default numbers
+                classes:list=None, # names of the classes, background first, or a dict number -> name; default those drawn
                 level_width:tuple=None, # window in HU, for CT; default the quantiles 0.005 and 0.995 of each volume
                 shape:tuple=None, # (slices, rows, columns) wanted; default what holds the largest volume
                 patient:str=None, # pattern for the patient in a file name, in brackets
@@ -261,7 +312,7 @@ def nifti_pairs(images:str, # folder of volumes, or a folder that holds imagesTr
     def read(p): return (read_nrrd if p.suffix == '.nrrd' else read_nifti)(p)
     pics,got,mm = [],[],[]
     for n in x:
-        s = paired(read(x[n]), read(y[n]), str(x[n]), classes and list(classes))
+        s = paired(read(x[n]), read(y[n]), str(x[n]), classes if isinstance(classes, dict) else classes and list(classes))
         if s.voxels.ndim != 3: raise DataError(f'{x[n]} has {s.voxels.ndim} axes. Save one volume a file.')
         low,high = np.quantile(s.voxels, (.005, .995)) if level_width is None else (0, 1)
         grey = window(s.voxels, *(level_width or ((low+high)/2, max(high-low, 1e-6))))
@@ -273,7 +324,7 @@ def nifti_pairs(images:str, # folder of volumes, or a folder that holds imagesTr
         part = lambda k: tuple(slice(max(k*o, 0), max(k*o, 0)+min(n, s)) for o,n,s in zip(off, shape, a.shape))
         res[part(1)] = a[part(-1)]
         return res
-    classes = list(classes or ['background'] + [f'label {i}' for i in range(1, max(m.max() for m in got)+1)])
+    got,classes = _numbered(got, classes, Path(images).parent.name)
     name,table = Path(images).parent.name,pd.DataFrame(own, columns=['slices', 'rows', 'columns']).assign(file=[*x])
     _record(name, [*x.values(), *y.values()])
     return MaskSet(np.stack([centred(a) for a in pics]), np.stack([centred(a) for a in got]), classes, name=name,
@@ -293,9 +344,13 @@ def _usable(boxes, size, where, drop_bad):
     return ~(flat | off)
 
 # %% ../../nbs/data/08_annotations.ipynb #137bdc36
-def _boxed(name, paths, found, classes, drop_bad, shape, colour, first=0, **more):
-    "A `MaskSet` from pictures and their boxes (n, 5): x0, y0, x1, y1, class"
-    images,sizes,scales = _pictures(paths, shape, colour)
+def _boxed(name, paths, found, stated, classes, drop_bad, shape, colour, first=0, **more):
+    "A `MaskSet` from pictures, their boxes (n, 5): x0, y0, x1, y1, class, and the sizes that their annotations state"
+    images,sizes,scales = _pictures(paths, shape, colour, stated)
+    other = next((x for x in zip(paths, sizes, stated) if x[2] and x[1] != x[2]), None)
+    if other: raise DataError('{} has shape {}, its annotations in {} say {} (rows, columns): the boxes were drawn on a '
+                              'picture of another size. Take that picture, or scale the boxes and the size that is stated.'
+                              .format(*other[:2], name, other[2]))
     boxes,labels,dropped = [],[],0
     for p,b,size,scale in zip(paths, found, sizes, scales):
         b = np.array(b, float).reshape(-1, 5)
@@ -305,6 +360,12 @@ def _boxed(name, paths, found, classes, drop_bad, shape, colour, first=0, **more
         boxes.append(xy), labels.append(b[good, 4].astype(int))
     if dropped: warnings.warn(f'{name}: {dropped} of {sum(map(len, found))} boxes left out: no area, or outside')
     return MaskSet(images, None, classes, name=name, boxes=boxes, labels=labels, dropped=int(dropped), **more)
+
+# %% ../../nbs/data/08_annotations.ipynb #c97ed1f3
+def _size(height, width):
+    "The size that annotations state, as (height, width); None where they state none"
+    size = int(float(height or 0)),int(float(width or 0))
+    return size if all(size) else None
 
 # %% ../../nbs/data/08_annotations.ipynb #db17882b
 def coco_boxes(file:str, # annotations, .json
@@ -316,11 +377,12 @@ def coco_boxes(file:str, # annotations, .json
                fractions:tuple=(.6, .15, .25), # shares of train, valid and test
                seed:int=0, # of the split
               )->MaskSet:
-    "Boxes of a COCO file; crowd regions are left out"
+    "Boxes of a COCO file, on pictures of the size that it states; crowd regions are left out"
     try:
         d = json.loads(Path(file).read_text(encoding='utf-8'))
         cats = {c['id']: c['name'] for c in sorted(d['categories'], key=lambda c: c['id'])}
         names,found = {i['id']: i['file_name'] for i in d['images']},{i['id']: [] for i in d['images']}
+        stated = [_size(i.get('height'), i.get('width')) for i in d['images']]
         number = {c: k for k,c in enumerate(cats, 1)}
         for a in d['annotations']:
             if a.get('iscrowd'): continue
@@ -330,47 +392,77 @@ def coco_boxes(file:str, # annotations, .json
         raise DataError(f'{file}: {e} is missing, or is used but not defined. Is it a COCO file of boxes?') from e
     except (OSError, ValueError, TypeError) as e:
         raise DataError(f'{file} cannot be read as COCO annotations: {e}. Check the file.') from e
+    files = [(i['id'], Path(i['file_name'])) for i in d['images']]
+    for what,pairs in {'image id': files, 'picture': [(p, i) for i,p in files],
+                       'category id': [(c['id'], c['name']) for c in d['categories']]}.items():
+        if two := _twice(pairs): raise DataError(f'{file}: the {what} {two[0]} stands twice, for {two[1]} and {two[2]}: '
+                                                 'boxes would be lost or torn apart. Give each picture and class one id.')
     paths = [Path(images or Path(file).parent)/n for n in names.values()]
     _record(Path(file).name, [file, *filter(Path.is_file, paths)])
-    return _boxed(Path(file).name, paths, [*found.values()], ['background', *cats.values()], drop_bad, shape, colour,
+    return _boxed(Path(file).name, paths, [*found.values()], stated, ['background', *cats.values()], drop_bad, shape, colour,
                   **_split([Path(n).stem for n in names.values()], patient, fractions, seed))
+
+# %% ../../nbs/data/08_annotations.ipynb #410df66b
+def _listed(folder, names, patient, fractions, seed):
+    "Split of the names that the lists in `ImageSets/Main` hold; a split without a list is taken from train, by patient"
+    at = Path(folder)/'ImageSets'/'Main'
+    lists = {s: at/f'{f}.txt' for s,f in dict(train='train', valid='val', test='test').items()}
+    if not lists['train'].is_file() and not lists['valid'].is_file(): lists['train'] = at/'trainval.txt'
+    lists = {s: p for s,p in lists.items() if p.is_file()}
+    if not lists: return
+    if 'train' not in lists: raise DataError(f'{at} has {[p.name for p in lists.values()]} but no train.txt. Add it, or '
+                                             'take the lists away to split at random.')
+    pairs = [(n.strip(), s) for s,p in lists.items() for n in p.read_text(encoding='utf-8').splitlines() if n.strip()]
+    if two := _twice(pairs): raise DataError(f'{at}: {two[0]} is listed twice, in {two[1]} and {two[2]}. List it once.')
+    of = dict(pairs)
+    if lost := [n for n in of if n not in names]:
+        raise DataError(f'{lists[of[lost[0]]]} lists {lost[0]!r}, which has no file in Annotations ({len(lost)} such '
+                        'names). List names without ending, one a line.')
+    if rest := [n for n in names if n not in of]:
+        warnings.warn(f'{folder}: {len(rest)} annotated pictures are in no list and left out, first {rest[0]}')
+    if len(lists) < 3:
+        train = [n for n in of if of[n] == 'train']
+        of |= {n: 'train' if s in lists else s for n,s in zip(train, _split(train, patient, fractions, seed)['split'])}
+    of = {n: of[n] for n in names if n in of}
+    split,groups = np.array([*of.values()]),_patients(of, patient) if patient or len(lists) < 3 else None
+    if groups is not None: check_leak(split, groups)
+    return of,dict(split=split, groups=groups)
 
 # %% ../../nbs/data/08_annotations.ipynb #5466fc5a
 def voc_boxes(folder:str, # holds Annotations, JPEGImages, and ImageSets/Main where splits are given
               drop_bad:bool=False, # leave out boxes of no area or outside the image
               shape:tuple=None, # (height, width) wanted; default as they are
               colour:bool=None, # False: colour is refused; True: grey becomes colour
-              patient:str=None, # pattern for the patient in a file name, in brackets; ignored where splits are given
-              fractions:tuple=(.6, .15, .25), # shares of train, valid and test, likewise
+              patient:str=None, # pattern for the patient in a file name, in brackets; no patient may be in two splits
+              fractions:tuple=(.6, .15, .25), # shares of train, valid and test; ignored for splits with a list
               seed:int=0, # of the split, likewise
              )->MaskSet:
-    "Boxes of a folder in the layout of Pascal VOC, with its own splits where it has them"
+    "Boxes of a folder in the layout of Pascal VOC, with its own lists; a list it lacks is taken from its training list"
     folder = Path(folder)
     xml,pics = _files(folder/'Annotations', ('.xml',)),_files(folder/'JPEGImages', ('.jpg', '.jpeg', '.png', '.bmp'))
     lone = sorted(xml.keys() - pics.keys())
     if lone: raise DataError(f'{xml[lone[0]]} has no picture in {folder/"JPEGImages"} ({len(lone)} such files).')
     def objects(path):
         edges = 'xmin', 'ymin', 'xmax', 'ymax'
-        try: return [(o.find('name').text, *(float(o.find(f'bndbox/{k}').text) for k in edges))
-                     for o in ElementTree.parse(path).getroot().iter('object')]
+        try:
+            root = ElementTree.parse(path).getroot()
+            return [(o.find('name').text, *(float(o.find(f'bndbox/{k}').text) for k in edges)) for o in root.iter('object')],\
+                   _size(root.findtext('size/height'), root.findtext('size/width'))
         except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as e:
             raise DataError(f'{path} cannot be read as VOC annotations: {e}. Check the file.') from e
-    lists = {s: folder/'ImageSets'/'Main'/f'{f}.txt' for s,f in dict(train='train', valid='val', test='test').items()}
-    if all(p.is_file() for p in lists.values()):
-        of = {n: s for s,p in lists.items() for n in p.read_text().split()}
-        xml = {n: p for n,p in xml.items() if n in of}
-        more = dict(split=np.array([of[n] for n in xml]))
-    else: more = _split([*xml], patient, fractions, seed)
-    raw = [objects(p) for p in xml.values()]
+    of,more = _listed(folder, xml, patient, fractions, seed) or (xml, None)
+    xml = {n: xml[n] for n in of}
+    more = more or _split([*xml], patient, fractions, seed)
+    raw,stated = zip(*(objects(p) for p in xml.values()))
     classes = sorted({o[0] for r in raw for o in r})
     found = [[(*o[1:], classes.index(o[0])+1) for o in r] for r in raw]
     paths = [pics[n] for n in xml]
     _record(folder.name, [*xml.values(), *paths])
-    return _boxed(folder.name, paths, found, ['background', *classes], drop_bad, shape, colour, 1, **more)
+    return _boxed(folder.name, paths, found, stated, ['background', *classes], drop_bad, shape, colour, 1, **more)
 
 # %% ../../nbs/data/08_annotations.ipynb #32c0c343
 def npz_masks(file:str, # .npz
-              classes:list=None, # names of the classes, background first; default "background", "object", or numbers
+              classes:list=None, # names, background first, or a dict number -> name; default those drawn
               fractions:tuple=(.6, .15, .25), # shares of train, valid and test, where the file has no split
               seed:int=0, # of the split, likewise
              )->MaskSet:
@@ -386,13 +478,13 @@ def npz_masks(file:str, # .npz
     if masks.dtype.kind not in 'bui' or masks.max() > 255 or masks.min() < 0:
         raise DataError(f'{file}: masks hold {masks.dtype} from {masks.min()} to {masks.max()}. Save class numbers '
                         'from 0 as uint8, and numbered objects under the name instances.')
-    classes = list(classes or ['background', 'object'] + [f'label {i}' for i in range(2, int(masks.max())+1)])
+    masks,classes = _numbered(masks.astype(np.uint8), classes, name, 'object')
     groups = z.get('groups')
     split = z.get('split')
     if split is None:
         who = np.arange(len(x)) if groups is None else groups
         split = split_by_group(who, np.zeros(len(x), int), fractions, seed)
-    res = MaskSet(x, masks.astype(np.uint8), classes, split, name, groups, z.get('spacing'), instances=objects)
+    res = MaskSet(x, masks, classes, split, name, groups, z.get('spacing'), instances=objects)
     used(name, digest_of(file))
     return res
 
