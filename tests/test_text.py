@@ -1,5 +1,5 @@
 "Reports are read as they are, faults are named by row, line or byte, and words, tags and numbers keep what they stand for"
-import codecs
+import codecs, gzip, warnings
 from pathlib import Path
 
 import numpy as np, pandas as pd, pytest
@@ -87,8 +87,49 @@ def test_reads_what_was_written(tmp_path):
     assert fetch.seen[-1] == ('my.csv', fetch.digest_of(tmp_path/'my.csv'))
 
 
-def test_labels_that_look_like_missing_values_are_labels(tmp_path):
-    assert T.read_reports(saved(tmp_path, GOOD.assign(label=['None', 'NA']*10))).classes == ['NA', 'None']
+def test_labels_that_look_like_missing_values_are_labels_when_asked(tmp_path):
+    assert T.read_reports(saved(tmp_path, GOOD.assign(label=['None', 'some']*10))).classes == ['None', 'some']
+    assert T.read_reports(saved(tmp_path, GOOD.assign(label=['None', 'NA']*10)), unknown='keep').classes == ['NA', 'None']
+
+
+@pytest.mark.parametrize('code', ['NA', 'nan', '?', 'unknown', ''])
+def test_labels_that_are_not_known(tmp_path, code):
+    "Field 16"
+    path = saved(tmp_path, GOOD.assign(label=['yes', 'no']*9 + [code]*2))
+    with pytest.raises(DataError, match=r"my.csv: the label (is empty|'.*' says that nothing is known) in row 19 \(id 'r18'\), and in 2 of 20 rows"): T.read_reports(path)
+    with pytest.warns(UserWarning, match='2 of 20 reports have no known label'): data = T.read_reports(path, unknown='leave out')
+    assert len(data) == 18 == len(data.table) and data.classes == ['no', 'yes'] and list(data.ids) == list(GOOD.id[:18])
+    with pytest.raises(ValueError, match='unknown'): T.read_reports(path, unknown='drop')
+
+
+def test_minus_one_beside_classes_is_no_class(tmp_path):
+    "Field 16"
+    path = saved(tmp_path, GOOD.assign(label=[0, 1]*9 + [-1]*2))
+    with pytest.raises(DataError, match="the label '-1' says that nothing is known in row 19"): T.read_reports(path)
+    assert T.read_reports(path, unknown='keep').classes == ['-1', '0', '1']
+    assert T.read_reports(saved(tmp_path, GOOD.assign(label=[-1, 1]*10))).classes == ['-1', '1']
+
+
+def test_a_patient_who_is_not_known(tmp_path):
+    path = saved(tmp_path, GOOD.assign(patient=[1, 2]*9 + [9, 'nan']))
+    with pytest.raises(DataError, match=r"the patient is not known in row 20 \(id 'r19'\), and in 1 of 20"): T.read_reports(path)
+
+
+def test_a_file_cut_in_mid_row_or_packed(tmp_path):
+    path = saved(tmp_path, GOOD)
+    raw = path.read_bytes()
+    path.write_bytes(raw + b'r20,a tex')
+    with pytest.raises(DataError, match='row 21 has 2 cells under 3 headings, and 1 rows are such. The file ends in this row: it was cut'), warnings.catch_warnings(action='ignore'): T.read_reports(path)
+    path.write_bytes(raw + b'r20,"a tex')
+    with pytest.raises(DataError, match='unexpected end of data'), warnings.catch_warnings(action='ignore'): T.read_reports(path)
+    path.write_bytes(raw[:-1])
+    with pytest.warns(UserWarning, match='the last, has no line end'): T.read_reports(path)
+    path.write_bytes(gzip.compress(raw))
+    with pytest.raises(DataError, match='no text but packed .gzip'): T.read_reports(path)
+    path.write_bytes(gzip.compress(raw)[:-9])
+    with pytest.raises(DataError, match='no text but packed .gzip'): T.read_reports(path)
+    path.write_text('id,text,label,label\n' + 'a,b,c,d\n')
+    with pytest.raises(DataError, match="two columns 'label'"): T.read_reports(path)
 
 
 def test_split_of_the_file_is_kept_and_checked(tmp_path):

@@ -7,13 +7,13 @@ __all__ = ['layout', 'Records', 'tidy', 'same_values', 'nafld', 'plot_course', '
            'Vocabulary', 'summaries', 'Padded', 'pad', 'unpad', 'pbc', 'read_records', 'read_mimic', 'records_from']
 
 # %% ../../nbs/data/10_events.ipynb #f4205e4c
-import csv,hashlib,io,zlib
+import csv,gzip,hashlib,io,warnings,zlib
 from dataclasses import dataclass,field,replace
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np,pandas as pd
 from .images import split_by_group
-from .records import _fetched,read_pickled,table
+from .records import _fetched,code_like,not_known,read_pickled,table
 from ..kit.fetch import DataError,_unknown,card,digest_of,read_member,used
 
 # %% ../../nbs/data/10_events.ipynb #bd4cf2fc
@@ -382,49 +382,84 @@ def pbc()->Records: # events: "death", "transplant"
     return Records(m, events, pd.DataFrame(dict(age=who.age, male=(who.sex == 'm').astype(int), trt=who.trt)), who.futime, name='pbc', units=units, counts=counts)
 
 # %% ../../nbs/data/10_events.ipynb #22a0ab48
-def _text(path, needs, do):
-    "A CSV file as text columns; the index is the row in the file"
+def _text(path, needs, do, may=()):
+    "A CSV file as text columns; the index is the row in the file; columns in `may` can have empty cells"
     if not path.is_file(): raise DataError(f'{path} is not there. {do}')
     raw = path.read_bytes()
+    packed = next((k for k,v in dict(gzip=b'\x1f\x8b', zip=b'PK\3\4').items() if raw.startswith(v)), None)
+    if packed: raise DataError(f'{path} is no text but packed ({packed}; a spreadsheet is such a file too). Unpack it, or save it as CSV.')
     try: text = raw.decode('utf-8-sig')
     except UnicodeDecodeError as e:
         row = raw[:e.start].count(b'\n') + 1
         raise DataError(f'{path}: row {row} is not UTF-8 (byte {raw[e.start]:#04x}). Save the file as UTF-8.') from None
-    try: rows = [(i, [v.strip() for v in r]) for i,r in enumerate(csv.reader(io.StringIO(text, newline=''), strict=True), 1) if any(r)]
-    except csv.Error as e: raise DataError(f'{path} is not a table: {e}. {do}') from None
+    lines,whole = csv.reader(io.StringIO(text, newline=''), strict=True),text.endswith(('\n', '\r'))
+    try: rows = [(i, [v.strip() for v in r]) for i,r in enumerate(lines, 1) if any(r)]
+    except csv.Error as e: raise DataError(f'{path} is not a table: line {lines.line_num}: {e}. {do}') from None
     if not rows: raise DataError(f'{path} is empty. {do}')
     head = [c.lower() for c in rows.pop(0)[1]]
     lacks = [c for c in needs if c not in head]
-    if lacks: raise DataError(f'{path} has no column {", ".join(lacks)}; it has {", ".join(head)}. {do}')
+    other = ' Separate the columns by commas.'*bool(lacks and set(';\t') & set(head[0]))
+    if lacks: raise DataError(f'{path} has no column {", ".join(lacks)}; it has {", ".join(head)}. {do}{other}')
+    twice = next((c for c in head if head.count(c) > 1), None)
+    if twice: raise DataError(f'{path} has two columns {twice}. Keep one.')
     if not rows: raise DataError(f'{path} has a heading and no rows. {do}')
     for i,r in rows:
-        if len(r) != len(head): raise DataError(f'{path}: row {i} has {len(r)} values for {len(head)} columns: {",".join(r)}. Write 7.4, not 7,4, and quote a text that holds a comma.')
+        if len(r) == len(head): continue
+        why = 'The file ends in this row: it was cut. Copy it again.' if not whole and i == rows[-1][0] else 'Write 7.4, not 7,4, and quote a text that holds a comma.'
+        raise DataError(f'{path}: row {i} has {len(r)} values for {len(head)} columns: {",".join(r)}. {why}')
+    if not whole: warnings.warn(f'{path}: row {rows[-1][0]}, the last, has no line end: {",".join(rows[-1][1])}. If the file was cut there, copy it again', stacklevel=3)
     df = pd.DataFrame([r for _,r in rows], columns=head, index=[i for i,_ in rows])
-    for c in needs:
+    for c in set(needs) - set(may):
         blank = df[c].eq('')
         if blank.any(): raise DataError(f'{path}: row {blank.idxmax()} has no {c} ({blank.sum()} such rows). What was not measured has no row.')
     return df
 
 # %% ../../nbs/data/10_events.ipynb #a97a1e02
-def _number(df, column, path):
-    "A text column as numbers, or the row that is none"
-    res = pd.to_numeric(df[column], errors='coerce')
-    bad = ~np.isfinite(res)
-    if bad.any(): raise DataError(f'{path}: row {bad.idxmax()}: {column} {df[column][bad.idxmax()]!r} of {df.id[bad.idxmax()]} is not a number ({bad.sum()} such rows). Write 7.4, not 7,4 or >7.')
-    return res.astype(float)
+def _number(df, column, path, missing=None):
+    "A text column as numbers, nan where a code in `missing` stands, or the row that is none"
+    res,codes = pd.to_numeric(df[column], errors='coerce'),pd.Series(list(missing or ()), dtype=object)
+    gone = df[column].isin(codes.astype(str)) | res.isin(pd.to_numeric(codes, errors='coerce').dropna())
+    bad = ~np.isfinite(res) & ~gone
+    if bad.any():
+        said = df[column][bad.idxmax()]
+        do = ('Give days from day zero of each patient, such as 7.4, no dates.' if column == 'time' else
+              f'What was not measured has no row; or read the folder with missing=({said!r},).' if not_known([said])[0] and column == 'value' else
+              f'If it says that nothing is known, read the folder with missing=({said!r},).' if not_known([said])[0] else 'Write 7.4, not 7,4 or >7.')
+        raise DataError(f'{path}: row {bad.idxmax()}: {column} {said!r} of {df.id[bad.idxmax()]} is not a number ({bad.sum()} such rows). {do}')
+    return res.astype(float).where(~gone)
+
+# %% ../../nbs/data/10_events.ipynb #4e77c52d
+def _no_codes(df, column, path, what):
+    "Refuse a number that looks like a code for *not measured*"
+    code = code_like(df[column].dropna())
+    if code is None: return
+    at = df[column].eq(code)
+    raise DataError(f'{path}: row {at.idxmax()}: {what} of {df.id[at.idxmax()]} is {code:g}, far from all others ({at.sum()} such rows): a code for *not measured*? '
+                    f'If it is, read the folder with missing=({code:g},); if it was measured, with missing=().')
 
 # %% ../../nbs/data/10_events.ipynb #d26b661a
-def _outcomes(path):
-    "Label, day of the answer and what else is known of each id"
-    df = _text(path, ['id', 'label'], 'Wanted: id, label.')
+def _outcomes(path, unknown, missing):
+    "Label, day of the answer and what else is known of each id; ids whose outcome is not known"
+    df = _text(path, ['id', 'label'], 'Wanted: id, label.', may=['label']*(unknown == 'leave out'))
     if df.id.duplicated().any(): raise DataError(f'{path}: row {df.id.duplicated().idxmax()}: {df.id[df.id.duplicated()].iloc[0]} has two outcomes. Keep one.')
+    dark = pd.Series(not_known(df.label), df.index) & (unknown != 'keep')
+    if unknown == 'refuse' and dark.any():
+        raise DataError(f'{path}: row {dark.idxmax()}: the label {df.label[dark.idxmax()]!r} of {df.id[dark.idxmax()]} says that the outcome is not known ({dark.sum()} such rows). '
+                        'Read the folder with unknown="leave out", or, if it is a class, with unknown="keep".')
+    left,df = set(df.id[dark]),df[~dark]
+    if not len(df): raise DataError(f'{path}: no outcome is known. Two classes at least are needed.')
     if df.label.nunique() < 2: raise DataError(f'{path}: all labels are {df.label.iloc[0]!r}. Two at least are needed.')
     number = pd.to_numeric(df.label, errors='coerce')
     out = pd.DataFrame(dict(label=df.label if number.isna().any() else number))
     if 'time' in df: out['time'] = _number(df, 'time', path)
     rest = [c for c in df if c not in ('id', 'label', 'time')]
-    people = pd.DataFrame({c: df[c] if c == 'patient' else _number(df, c, path) for c in rest}, index=df.index)
-    return out.set_axis(df.id),people.set_axis(df.id)
+    people = pd.DataFrame({c: df[c] if c == 'patient' else _number(df, c, path, missing) for c in rest}, index=df.index)
+    if 'patient' in df and (nobody := not_known(df.patient, codes=False)).any():
+        at = df.index[nobody][0]
+        raise DataError(f'{path}: row {at}: the patient of {df.id[at]} is {df.patient[at]!r}. Name the patient.')
+    for c in rest*(missing is None):
+        if c != 'patient': _no_codes(people.assign(id=df.id), c, path, c)
+    return out.set_axis(df.id),people.set_axis(df.id),left
 
 # %% ../../nbs/data/10_events.ipynb #bc1ee30c
 def _digest(name, paths):
@@ -438,18 +473,26 @@ def read_records(folder, # holds measurements.csv and outcomes.csv
                  unsorted:str='sort', # or "refuse", see `tidy`
                  twice:str='mean', # or "first", "last", "refuse"
                  labelled:bool=True, # False: there is no outcomes.csv, the model is to say
+                 unknown:str='refuse', # outcomes that are not known, see `not_known`: "refuse", "leave out" with all their rows, or "keep" as a class
+                 missing:tuple=None, # codes for *not measured*, such as (-9, "NA"): their rows are left out; (): there are none; default: what looks like one is refused
                 )->Records: # ids are texts; follow-up has no end
-    "Records of a user's folder, checked"
+    "Records of a user's folder, checked: UTF-8, commas between columns, a point in decimals, time in days"
+    if unknown not in ('refuse', 'leave out', 'keep'): raise ValueError(f'unknown is {unknown!r}: it is refuse, leave out or keep')
     folder = Path(folder).expanduser()
     files = [folder/'measurements.csv'] + [folder/'outcomes.csv']*labelled
-    df = _text(files[0], layout['measurements'], 'Wanted: id, time, variable, value.')[layout['measurements']]
-    df = df.assign(**{c: _number(df, c, files[0]) for c in ('time', 'value')})
-    out,people = _outcomes(files[1]) if labelled else (None, pd.DataFrame(index=pd.Index(df.id.unique(), name='id')))
+    df = _text(files[0], layout['measurements'], 'Wanted: id, time, variable, value.', may=['value']*('' in (missing or ())))[layout['measurements']]
+    df = df.assign(time=_number(df, 'time', files[0]), value=_number(df, 'value', files[0], missing))
+    far = df.time.abs() > 40_000
+    if far.any(): raise DataError(f'{files[0]}: row {far.idxmax()}: time {df.time[far.idxmax()]:.15g} of {df.id[far.idxmax()]} is more than a life in days ({far.sum()} such rows). Give days from day zero of each patient.')
+    for v,rows in df.groupby('variable') if missing is None else (): _no_codes(rows, 'value', files[0], v)
+    out,people,dark = _outcomes(files[1], unknown, missing) if labelled else (None, pd.DataFrame(index=pd.Index(df.id.unique(), name='id')), set())
+    coded,df = int(df.value.isna().sum()),df[df.value.notna() & ~df.id.isin(dark)]
     lost = ~df.id.isin(people.index)
     if lost.any():
         raise DataError(f'{files[0]}: row {lost.idxmax()}: {df.id[lost.idxmax()]} has no outcome in {files[1].name} ({df.id[lost].nunique()} such ids). Add it, or leave these rows out.')
     m,counts = tidy(df, unsorted, twice, str(files[0]))
     counts['ids without measurements'] = int((~people.index.isin(df.id)).sum())
+    counts |= {k: n for k,n in (('coded as missing', coded), ('outcomes not known', len(dark))) if n}
     _digest(folder.name, files)
     events = pd.DataFrame(dict(id=m.id[:0], time=m.time[:0], event=m.variable[:0]))
     return Records(m, events, people, pd.Series(np.inf, people.index), out, folder.name, counts=counts)
@@ -470,15 +513,29 @@ def _mimic_files(folder):
     return found
 
 # %% ../../nbs/data/10_events.ipynb #727c7370
+class _Whole:
+    "A file, plain or gzipped, that remembers its last byte"
+    def __init__(self, path): self.file,self.last = (gzip.open if path.name.lower().endswith('.gz') else open)(path, 'rb'),b'\n'
+    def read(self, n=-1):
+        got = self.file.read(n)
+        self.last = got[-1:] or self.last
+        return got
+    def __iter__(self): return iter(self.file)
+
+# %% ../../nbs/data/10_events.ipynb #4b63b732
 def _mimic(path, columns, optional=(), chunk=None):
-    "A table in parts of `chunk` rows, or as one part: columns in lower case"
+    "A table in parts of `chunk` rows, or as one part: columns in lower case; refused where the last row has no line end"
     try:
         has = [c.lower() for c in pd.read_csv(path, nrows=0).columns]
         lacks = [c for c in columns if c not in has]
         if lacks: raise DataError(f'{path} has no column {", ".join(lacks)}; it has {", ".join(has)}. Take the table as published.')
         text = {c: str for c in ('icd9_code', 'ICD9_CODE')}
-        got = pd.read_csv(path, usecols=lambda c: c.lower() in (*columns, *optional), dtype=text, low_memory=False, chunksize=chunk)
-        for df in [got] if chunk is None else got: yield df.rename(columns=str.lower)
+        whole = _Whole(path)
+        with whole.file:
+            got = pd.read_csv(whole, usecols=lambda c: c.lower() in (*columns, *optional), dtype=text, low_memory=False, chunksize=chunk)
+            if chunk is None: got = [got] if whole.last == b'\n' else []
+            for df in got: yield df.rename(columns=str.lower)
+        if whole.last != b'\n': raise DataError(f'{path} ends in the middle of a row: it was cut. Fetch it again; if it is whole, end the last row with a line end.')
     except (OSError, EOFError, ValueError, zlib.error, pd.errors.ParserError) as e: raise DataError(f'{path} cannot be read: {e}. Fetch it again.') from e
 
 # %% ../../nbs/data/10_events.ipynb #0ae66f8c

@@ -8,7 +8,7 @@ __all__ = ['special', 'indiana_table', 'Reports', 'same_text', 'tied', 'indiana'
            'to_tags', 'entity_counts', 'entity_f1']
 
 # %% ../../nbs/data/04_text.ipynb #44b02ea5
-import csv,gzip,io,re,tarfile
+import csv,gzip,io,re,tarfile,warnings
 from collections import Counter
 from dataclasses import dataclass,replace
 from functools import lru_cache
@@ -17,6 +17,7 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 import numpy as np,pandas as pd
 from .images import Splits,check_leak,split_by_group
+from .records import not_known
 from ..kit.fetch import DataError,card,digest_of,fetch,read_member,used
 
 # %% ../../nbs/data/04_text.ipynb #14101274
@@ -117,6 +118,8 @@ def _decoded(path, encoding):
     "Text of a file, or a `DataError` that names the byte"
     try: raw = Path(path).expanduser().read_bytes()
     except OSError as e: raise DataError(f'{path} cannot be read: {e.strerror}. Check the path.') from None
+    packed = next((k for k,v in dict(gzip=b'\x1f\x8b', zip=b'PK\3\4').items() if raw.startswith(v)), None)
+    if packed: raise DataError(f'{path} is no text but packed ({packed}; a spreadsheet is such a file too). Unpack it, or save it as CSV.')
     encoding = 'utf-16' if raw[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig' if encoding == 'utf-8' else encoding
     try: text = raw.decode(encoding)
     except UnicodeError as e:
@@ -125,6 +128,8 @@ def _decoded(path, encoding):
                         'Say which encoding it is, often encoding="cp1252", or save the file as UTF-8.') from None
     except LookupError: raise DataError(f'{path}: the encoding {encoding!r} is not known. Take "utf-8", "cp1252" or "utf-16".') from None
     if '\0' in text: raise DataError(f'{path}: line {text[:text.index(chr(0))].count(chr(10)) + 1} has a NUL character: this is not a text file.')
+    last = text.rpartition('\n')[2]
+    if last and not text.endswith('\r'): warnings.warn(f'{path}: line {text.count(chr(10)) + 1}, the last, has no line end: {last[-60:]!r}. If the file was cut there, copy it again', stacklevel=3)
     return text
 
 # %% ../../nbs/data/04_text.ipynb #0bb89267
@@ -132,23 +137,34 @@ def read_reports(path:str, # CSV with a header: id, text, label; and perhaps pat
                  split:tuple=(.6, .15, .25), # shares of train, valid and test, where the file has no column split
                  seed:int=0, # of the split
                  encoding:str='utf-8', # of the file
+                 unknown:str='refuse', # labels that say nothing, see `not_known`: "refuse", "leave out", or "keep" as a class
                 )->Reports: # classes in alphabetical order
     "Read anybody's reports, check them, and split them by patient and by wording"
+    if unknown not in ('refuse', 'leave out', 'keep'): raise ValueError(f'unknown is {unknown!r}: it is refuse, leave out or keep')
     content = _decoded(path, encoding)
     try: head,*rows = [r for r in csv.reader(io.StringIO(content, newline=''), strict=True) if r]
     except (ValueError, csv.Error) as e: raise DataError(f'{path} is not a CSV file with a header: {e}. Save it as CSV again.') from None
     torn = [f'row {i} has {len(r)} cells under {len(head)} headings' for i,r in enumerate(rows, 1) if len(r) != len(head)]
-    if torn: raise DataError(f'{path}: {torn[0]}, and {len(torn)} rows are such. Put quotes around texts that hold commas or line ends.')
+    cut = len(torn) == 1 and len(rows[-1]) < len(head) and not content.endswith(('\n', '\r'))
+    if torn: raise DataError(f'{path}: {torn[0]}, and {len(torn)} rows are such. ' + ('The file ends in this row: it was cut. Copy it again.' if cut else 'Put quotes around texts that hold commas or line ends.'))
+    twice = next((c for c in head if head.count(c) > 1), None)
+    if twice is not None: raise DataError(f'{path} has two columns {twice!r}. Keep one.')
     df = pd.DataFrame(rows, columns=head, dtype=str)
     lacks = [c for c in ('id', 'text', 'label') if c not in df]
-    if lacks: raise DataError(f'{path} lacks the column {" and ".join(lacks)}; it has {", ".join(df)}. Wanted: id, text, label, and perhaps patient, split.')
+    if lacks: raise DataError(f'{path} lacks the column {" and ".join(lacks)}; it has {", ".join(df)}. Wanted: id, text, label, and perhaps patient, split, with commas between.')
     df = df.apply(lambda c: c.str.strip())
+    dark = not_known(df.label) & (unknown != 'keep')
+    if unknown == 'leave out' and dark.any():
+        warnings.warn(f'{path}: {dark.sum()} of {len(df)} reports have no known label ({", ".join(sorted(map(repr, set(df.label[dark]))))}), and were left out')
+        df,dark = df[~dark].set_axis(df.index[~dark]),dark[~dark]
     if 'split' in df: df['split'] = df.split.replace('val', 'valid')
     def bad(wrong, what, do):
         rows = np.flatnonzero(wrong)
-        if len(rows): raise DataError(f'{path}: {what} in row {rows[0] + 1} (id {df.id[rows[0]]!r}), and in {len(rows)} of {len(df)} rows. {do}.')
+        if len(rows): raise DataError(f'{path}: {what} in row {df.index[rows[0]] + 1} (id {df.id.iloc[rows[0]]!r}), and in {len(rows)} of {len(df)} rows. {do}.')
     for c,do in dict(id='Give each report a name', text='Leave the report out: it says nothing', label='Label the report, or leave it out', patient='Name the patient').items():
         if c in df: bad(df[c] == '', f'the {c} is empty', do)
+    if 'patient' in df: bad(not_known(df.patient, codes=False), 'the patient is not known', 'Name the patient')
+    bad(dark, f'the label {df.label[dark].iloc[0]!r} says that nothing is known' if dark.any() else '', 'Read the file with unknown="leave out", or, if it is a class, with unknown="keep"')
     bad(df.id.duplicated(), 'the id was there before', 'Give each report its own')
     few = df.label.map(df.label.value_counts()) < 2
     bad(few, f'the label {df.label[few.idxmax()]!r} stands alone' if len(df) else '', 'A class needs members to learn from and to test on: merge it or leave it out')
@@ -159,7 +175,7 @@ def read_reports(path:str, # CSV with a header: id, text, label; and perhaps pat
     where = df.split.to_numpy(str) if 'split' in df else split_by_group(tied(groups, same_text(text)), y, split, seed)
     check_leak(where, groups)
     used(Path(path).name, digest_of(Path(path).expanduser()))
-    return Reports(df.id.to_numpy(str), text, y, where, classes, Path(path).name, groups, df)
+    return Reports(df.id.to_numpy(str), text, y, where, classes, Path(path).name, groups, df.reset_index(drop=True))
 
 # %% ../../nbs/data/04_text.ipynb #599c7c2e
 def reports_from(dataset:str, # "indiana_reports", or the path of a CSV file of id, text, label
