@@ -509,6 +509,19 @@ def test_masks_of_16_bits_and_of_colours(folder):
     png(folder/'masks'/'P1_2.png', np.stack([m[0]*255, m[0], m[0]], -1))
     with pytest.raises(DataError, match='P1_2.png holds colours, where a mask has one class number'): A.scans_from(folder)
 
+@pytest.mark.parametrize('which', ['images', 'masks'])
+def test_stacks_of_pictures_are_refused(folder, which):
+    from PIL import Image
+    pages = [Image.fromarray(v) for v in pictures()[1][:3]]
+    (folder/which/'P0_0.png').unlink()
+    pages[0].save(folder/which/'P0_0.tif', save_all=True, append_images=pages[1:])
+    with pytest.raises(DataError, match='P0_0.tif holds 3 pictures'): A.scans_from(folder)
+
+def test_pictures_without_annotations_are_told(folder):
+    voc(folder, (11, 9, 24, 20))
+    (folder/'Annotations'/'P1_3.xml').unlink()
+    with pytest.warns(UserWarning, match='1 pictures have no file in Annotations and are left out, first P1_3'): assert len(A.voc_boxes(folder)) == 5
+
 def skipping(n=6):
     x,m = pictures(n)
     m[:, 20:24] = 4

@@ -181,6 +181,12 @@ def _split(stems, patient, fractions, seed):
     groups = _patients(stems, patient)
     return dict(split=split_by_group(groups, np.zeros(len(groups), int), fractions, seed), groups=groups)
 
+# %% ../../nbs/data/08_annotations.ipynb #d54c9938
+def _one_page(img, path):
+    "Refuse a stack of pictures, of which only the first would be read"
+    if img.format in ('TIFF', 'GIF') and img.n_frames > 1:
+        raise DataError(f'{path} holds {img.n_frames} pictures. Save one picture a file, or the stack as NIfTI.')
+
 # %% ../../nbs/data/08_annotations.ipynb #32f8be2c
 def _open(path, colour, stated=None):
     "A picture as array, grey or colour, 8 bits, turned as its EXIF says, unless only as stored it has the stated size"
@@ -189,6 +195,7 @@ def _open(path, colour, stated=None):
         with Image.open(path) as img:
             if img.mode not in ('RGB', 'RGBA', 'P', 'L', 'LA', '1', 'CMYK', 'YCbCr'):
                 raise DataError(f'{path} has more than 8 bits ({img.mode}): choose a window, and save it with 8 bits.')
+            _one_page(img, path)
             shown = ImageOps.exif_transpose(img)
             if stated and shown.size[::-1] != stated == img.size[::-1]: shown = img
             x = np.asarray(shown.convert('RGB'))
@@ -203,7 +210,9 @@ def _open_mask(path):
     "Class numbers of a mask: the indices of a palette, but for black and white; the greys of any other picture"
     from PIL import Image,ImageOps
     try:
-        with Image.open(path) as img: img = ImageOps.exif_transpose(img)
+        with Image.open(path) as img:
+            _one_page(img, path)
+            img = ImageOps.exif_transpose(img)
         if img.mode.startswith('I'): return np.asarray(img)
         x = np.asarray(img.convert('RGB'))
     except (OSError, ValueError, SyntaxError) as e:
@@ -242,13 +251,13 @@ def _numbered(masks, classes, name, first='label 1'):
     "Masks with classes numbered without gaps, and their names; of named classes, those that no mask has are told"
     each = np.stack([np.bincount(m.ravel(), minlength=256) for m in masks])
     found = np.flatnonzero(each.any(0) | (np.arange(256) == 0)).tolist()
-    default = {k: {0: 'background', 1: first}.get(k, f'label {k}') for k in found}
+    default = {k: {0: 'background', 1: first}.get(k, f'label {k}') for k in (found if len(found) > 1 else (0, 1))}
     names = classes if isinstance(classes, dict) else dict(enumerate(classes)) if classes else default
     names = dict(sorted(names.items()))
     if odd := [k for k in found if k not in names]:
         raise DataError(f'{name}: the mask in row {each[:, odd[0]].argmax()} has the label {odd[0]}, which is outside the '
                         f'classes {names}. Correct it, or name all classes by number: {{0: "background", {odd[0]}: ...}}.')
-    idle = [names[k] for k in names if k not in found]
+    idle = [names[k] for k in names if classes and k not in found]
     if idle: warnings.warn(f'{name}: no mask has {", ".join(idle)}. Name only what is drawn, by number: '
                            '{0: "background", 4: "tumour"}; a class of nothing is segmented perfectly by nothing')
     table = np.zeros(256, np.uint8)
@@ -442,6 +451,9 @@ def voc_boxes(folder:str, # holds Annotations, JPEGImages, and ImageSets/Main wh
     xml,pics = _files(folder/'Annotations', ('.xml',)),_files(folder/'JPEGImages', ('.jpg', '.jpeg', '.png', '.bmp'))
     lone = sorted(xml.keys() - pics.keys())
     if lone: raise DataError(f'{xml[lone[0]]} has no picture in {folder/"JPEGImages"} ({len(lone)} such files).')
+    if bare := sorted(pics.keys() - xml.keys()):
+        warnings.warn(f'{folder}: {len(bare)} pictures have no file in Annotations and are left out, first {bare[0]}. '
+                      'A picture that was looked at and has nothing needs a file without objects')
     def objects(path):
         edges = 'xmin', 'ymin', 'xmax', 'ymax'
         try:
