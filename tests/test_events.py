@@ -283,6 +283,11 @@ def test_a_code_that_is_a_class(tmp_path):
     assert E.landmark(E.read_records(tmp_path, unknown='keep'), at=2).classes == ['-1', '0', '1']
     assert E.landmark(E.read_records(folder(tmp_path, o=answers.replace(',0,9', ',-1,9'))), at=2).classes == ['-1', '1']
 
+def test_a_label_that_is_nan_is_not_known():
+    r = made([(i, 0, 'a', 1) for i in (1, 2, 3)], outcomes=pd.DataFrame(dict(label=[0, 1, np.nan]), index=[1, 2, 3]))
+    c = E.landmark(r, 4)
+    assert c.classes == ['0.0', '1.0'] and c.table.label.to_dict() == {1: 0, 2: 1, 3: -1} and len(c.known) == 2
+
 def test_codes_for_what_was_not_measured(tmp_path):
     bad = rows + '00,4,hr,-9\n01,4,hr,-9\n'
     with pytest.raises(DataError, match=r'measurements.csv: row 10: hr of 00 is -9, far from all others .2 such rows.*missing=.-9,.; .*missing=..[.]$'): E.read_records(folder(tmp_path, bad))

@@ -151,3 +151,10 @@ def test_labels_that_name_nothing(labels, dark):
     ([61, 74, 58, 90, 66, -9], -9), ([61, 74, 58, 90, 66, -99, -99], -99), ([61, 74, 58, 90, 66, 999, 999, 999], 999), ([61, 74, 58, 90, 66, 999], None), ([61, 74, 58, 90, 66, 0], None),
     ([-3, 2, 0, 1, 4, -9], None), ([0, 1, 0, 1, 1, -1], None), ([170, 165, 181, 158, 175, -1], -1), ([200, 950, 700, 300, 800, 999, 999, 999], None), ([5, 5, 5, 5, 5, -9], None), ([-9, 3], None), ([], None)])
 def test_numbers_that_look_like_codes(values, code): assert R.code_like(values) == code
+
+
+def test_an_answer_that_is_not_known_is_no_answer():
+    df = pd.DataFrame(dict(a=[1., 2, 3], ill=['yes', None, 'no']))
+    df.attrs = dict(target='ill', positive='yes')
+    with pytest.raises(DataError, match='row 1: ill is not known .1 such rows.: it would count as not yes'): R.xy(df)
+    assert R.xy(df.iloc[[0, 2]])[1].tolist() == [True, False]

@@ -326,6 +326,15 @@ def test_dicom_without_rate_or_sensitivity(tmp_path):
     with pytest.raises(DataError, match='waveform 0 cannot be read'): S.read_dicom_ecg(dicom(tmp_path, group=odd))
 
 
+def test_dicom_without_a_patient(tmp_path):
+    import pydicom
+    ds = pydicom.dcmread(dicom(tmp_path))
+    ds.PatientID = None
+    ds.save_as(tmp_path/'e.dcm')
+    assert S.read_dicom_ecg(tmp_path/'e.dcm').groups.tolist() == [str(tmp_path/'e.dcm')]
+    assert S.read_dicom_ecg(tmp_path/'e.dcm', patient='P3').groups.tolist() == ['P3']
+
+
 def test_dicom_padding_is_no_sample(tmp_path):
     def pad(w): w.add_new('WaveformPaddingValue', 'OW', np.array([-400], '<i2').tobytes())
     assert np.allclose(S.read_dicom_ecg(dicom(tmp_path, group=pad)).mv[0], [[1, 2, np.nan], [1, -1, .5]], equal_nan=True)
@@ -544,6 +553,9 @@ def test_bad_ptbxl(ptb, tmp_path):
     folder, df = ptb
     for what, says in (((dict(rate=250)), 'not 250'), (dict(rate=500), 'lacks the column filename_hr'), (dict(folds=[3]), 'Choose other folds')):
         with pytest.raises(DataError, match=says): S.ptbxl(folder, **what)
+    for c in ('patient_id', 'strat_fold'):
+        df.assign(**{c: df[c].where(df.index != 2)}).to_csv(folder/'ptbxl_database.csv', index=False)
+        with pytest.raises(DataError, match=f'ptbxl_database.csv: row 4 has no {c} .1 such'): S.ptbxl(folder)
     df.assign(scp_codes='{oops').to_csv(folder/'ptbxl_database.csv', index=False)
     with pytest.raises(DataError, match='scp_codes cannot be read'): S.ptbxl(folder)
     df.assign(filename_lr='records100/none').to_csv(folder/'ptbxl_database.csv', index=False)

@@ -201,7 +201,7 @@ def _answers(records, at, event):
     ids,none = records.people.index,pd.Series(np.nan, records.people.index)
     if event is None:
         if records.outcomes is None: raise DataError(f'{records.name} has no outcomes: say which event is asked about.')
-        classes = sorted(records.outcomes.label.unique())
+        classes = sorted(records.outcomes.label.dropna().unique())
         label = records.outcomes.label.map({c: i for i,c in enumerate(classes)}).reindex(ids)
         return records.outcomes.get('time', none).reindex(ids), [str(c) for c in classes], label
     kinds = records.events.event.unique()
@@ -592,7 +592,7 @@ def read_mimic(folder, # of MIMIC-III's tables, .csv or .csv.gz, names in any ca
                items=None, # ITEMIDs to read from LABEVENTS, CHARTEVENTS and OUTPUTEVENTS, where these are there; default: all
                chunk:int=1_000_000, # rows read at once
               )->Records: # id: admission; day 0: admission; end: discharge; events: ICU, death, and codes after discharge
-    "Admissions of MIMIC-III with an intensive-care stay, and in-hospital death"
+    "Admissions of MIMIC-III with an intensive-care stay, and in-hospital death; values in the unit of their ITEMID, units are not compared"
     folder = Path(folder).expanduser()
     files = _mimic_files(folder)
     who,stays,icu,codes = (next(_mimic(files[n], c)) for n,c in _needed.items())

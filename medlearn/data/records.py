@@ -91,8 +91,10 @@ def table(name:str, # card: "pima", "wdbc", "ad_data", "pd_speech", "pbcseq"
 # %% ../../nbs/data/02_records.ipynb #142a5067
 def xy(df:pd.DataFrame, # from `table`, or part of it
       )->tuple: # measurements (text columns become one column of 0 and 1 a value), and the truth: bool, shape (n,)
-    "Split a table into what a model may see and what it must say"
+    "Split a table into what a model may see and what it must say; a row whose answer is not known is refused"
     target,positive = df.attrs['target'],df.attrs['positive']
+    dark = df[target].isna()
+    if dark.any(): raise DataError(f'row {dark.idxmax()}: {target} is not known ({dark.sum()} such rows): it would count as not {positive}. Leave these rows out.')
     x = pd.get_dummies(df.drop(columns=[c for c in (target, 'split') if c in df]), dtype=float)
     return x, (df[target] == positive).to_numpy(bool)
 

@@ -150,6 +150,7 @@ def _padding(w, dtype):
 def read_dicom_ecg(source, # path of a DICOM file, or its bytes
                    group:int=0, # which of its waveforms: carts often add a median beat
                    name:str=None, # shown; default the file's name
+                   patient:str=None, # default the file's PatientID, or `name` where it has none
                   )->Signals: # one record
     "An ECG from a DICOM waveform, in millivolts, nan where it was padded; skew between channels is not undone"
     import pydicom,pydicom.waveforms
@@ -169,7 +170,7 @@ def read_dicom_ecg(source, # path of a DICOM file, or its bytes
     if len(channels) != x.shape[1]: raise DataError(f'{name}: waveform {group} has {x.shape[1]} channels and describes {len(channels)}. Export it again.')
     if 'WaveformPaddingValue' in w: x[steps == _padding(w, steps.dtype)] = np.nan
     if isinstance(source, (str, Path)): used(Path(source).name, digest_of(source))
-    return Signals([(x*factor).T.astype(np.float32)], float(rate), leads, np.array([str(ds.get('PatientID', ''))]), name)
+    return Signals([(x*factor).T.astype(np.float32)], float(rate), leads, np.array([patient or str(ds.get('PatientID') or name)]), name)
 
 # %% ../../nbs/data/03_signals.ipynb #a6875dfb
 def ecg_12lead(group:int=0 # 0: ten seconds; 1: the median beat that the cart computed
@@ -547,6 +548,8 @@ def ptbxl(folder, # with ptbxl_database.csv and scp_statements.csv
     df = table('ptbxl_database.csv', ['ecg_id', 'patient_id', 'scp_codes', 'strat_fold', column])
     codes = table('scp_statements.csv', ['diagnostic', 'diagnostic_class'])
     meaning = codes[codes.diagnostic == 1].set_index(codes.columns[0]).diagnostic_class
+    for c in ('patient_id', 'strat_fold'):
+        if df[c].isna().any(): raise DataError(f'ptbxl_database.csv: row {df[c].isna().idxmax() + 2} has no {c} ({df[c].isna().sum()} such rows). Get it again from PTB-XL.')
     df = df[df.strat_fold.isin(list(folds))].reset_index(drop=True)
     try: found = [{meaning[c] for c in ast.literal_eval(s) if c in meaning} for s in df.scp_codes]
     except (ValueError, SyntaxError, TypeError) as e: raise DataError(f'ptbxl_database.csv: scp_codes cannot be read: {e}. Each is like {{"NORM": 100.0}}.') from e
