@@ -18,4 +18,5 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def no_kept_results(request, monkeypatch):
     "Tests run what they run, and leave nothing in the cache; only those of the cache and of the whole course use it"
+    monkeypatch.delenv('COLUMNS', raising=False) # tables are as wide as in a log
     if request.path.stem not in ('test_chapters', 'test_reuse'): monkeypatch.setenv('CI', 'true')

@@ -128,7 +128,8 @@ if __name__ == '__main__': run_on(plan(folder={str(nbs)!r}), {str(out)!r}, 'loca
     script.write_text(code)
     tmp.mkdir()
     env = os.environ | dict(TMPDIR=str(tmp), PYTHONPATH=str(Path(cluster.__file__).parents[2]))
-    proc = subprocess.Popen([sys.executable, str(script)], start_new_session=True, env=env, stderr=subprocess.PIPE, text=True)
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) # a shell's background job ignores it, and so would its children
+    proc = subprocess.Popen([sys.executable, str(script)], start_new_session=True, env=env, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     wait_for(lambda: pids.exists() and pids.read_text().strip() and (out/'results.json').exists(), 120)
     started = psutil.Process(proc.pid).children(recursive=True)
     if how == signal.SIGINT: os.killpg(proc.pid, how)
