@@ -369,3 +369,10 @@ def test_ncbi_disease(part, sentences, entities):
     assert len(data) == sentences and sum(len(T.to_spans(s.tags)) for s in data) == entities
     assert all(T.to_tags(T.to_spans(s.tags), len(s.tags)) == s.tags for s in data)
     assert T.entity_f1([s.tags for s in data], [s.tags for s in data]).loc['Disease', 'F1'] == 1
+
+
+def test_what_is_kept_of_the_archive_is_what_is_parsed():
+    import json
+    rows = pd.DataFrame(json.loads(T._parsed()['rows'].tobytes())).set_index('id')
+    kept = T.indiana_table().set_index('id')
+    pd.testing.assert_frame_equal(kept[rows.columns].loc[rows.index], rows)

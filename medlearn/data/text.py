@@ -8,7 +8,7 @@ __all__ = ['special', 'indiana_table', 'Reports', 'same_text', 'tied', 'indiana'
            'to_tags', 'entity_counts', 'entity_f1']
 
 # %% ../../nbs/data/04_text.ipynb #44b02ea5
-import csv,gzip,io,re,tarfile,warnings
+import csv,gzip,io,json,re,tarfile,warnings
 from collections import Counter
 from dataclasses import dataclass,replace
 from functools import lru_cache
@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 import numpy as np,pandas as pd
 from .images import Splits,check_leak,split_by_group
 from .records import not_known
-from ..kit.fetch import DataError,card,digest_of,fetch,read_member,used
+from ..kit.fetch import DataError,arrays,card,digest_of,fetch,read_member,used
 
 # %% ../../nbs/data/04_text.ipynb #14101274
 def _xml(raw):
@@ -29,10 +29,15 @@ def _xml(raw):
     return dict(id=tree.find('uId').get('id')) | said | mesh
 
 # %% ../../nbs/data/04_text.ipynb #babf4825
-@lru_cache(1)
-def _indiana():
+def _parsed():
+    "All reports, taken out of the archive: JSON as bytes"
     raw = gzip.decompress(read_member(fetch('indiana_reports'), card('indiana_reports').file().member))
     with tarfile.open(fileobj=io.BytesIO(raw)) as tar: rows = [_xml(tar.extractfile(m).read()) for m in tar if m.isfile()]
+    return dict(rows=np.frombuffer(json.dumps(rows).encode(), np.uint8))
+
+@lru_cache(1)
+def _indiana():
+    rows = json.loads(arrays('indiana-reports', 'indiana_reports', [_xml, _parsed], _parsed)['rows'].tobytes())
     df = pd.DataFrame(rows).sort_values('id', key=lambda ids: ids.str.removeprefix('CXR').astype(int), ignore_index=True)
     df['text'] = (df.findings + ' ' + df.impression).str.strip()
     df['headings'] = [sorted({m.split('/')[0].strip() for m in row} - {'normal', 'No Indexing'}) for row in df.major]
