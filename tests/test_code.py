@@ -112,3 +112,15 @@ def test_time_goes_to_what_a_cell_does(tmp_path):
     code = [dict(cell_type='code', source=s, metadata=dict(papermill=dict(duration=d)), outputs=[]) for s, d in cells]
     (tmp_path/'a.ipynb').write_text(json.dumps(dict(cells=[dict(cell_type='markdown', source='# A', metadata={}), *code])))
     assert spent(tmp_path/'a.ipynb', 600) == dict(start=89, imports=3, data=4, training=144, drawing=32, other=328)
+
+
+def test_a_module_that_is_edited_meanwhile_is_read_anew(tmp_path):
+    import json
+    from medlearn.kit.code import reached
+    (tmp_path/'nb.ipynb').write_text(json.dumps(dict(cells=[dict(cell_type='code', source='import medlearn.data.x', metadata={})])))
+    (tmp_path/'data').mkdir()
+    seen = []
+    for text in ('a = 1', 'a = 22', 'a = 333'):
+        (tmp_path/'data/x.py').write_text(text)
+        seen.append(reached(tmp_path/'nb.ipynb', tmp_path)[1]['data/x'])
+    assert len(set(seen)) == 3

@@ -53,9 +53,9 @@ def test_each_part_changes_the_key(job, tmp_path, monkeypatch):
     def changed(name, patch):
         with monkeypatch.context() as m:
             patch(m)
-            for f in (R._installed, R._course): f.cache_clear()
+            R._installed.cache_clear()
             seen[name] = R.key_of(make())
-        for f in (R._installed, R._course): f.cache_clear()
+        R._installed.cache_clear()
     modules = R.code.reached(make().path)[1]
     assert 'kit/figures' in modules
     changed('module', lambda m: m.setattr(R.code, 'reached', lambda path: ([], modules | {'kit/figures': 'other'})))
@@ -226,3 +226,22 @@ def test_off_neither_takes_nor_keeps(course, tmp_path):
     assert go(off=True)[0].hits == 0 and not (tmp_path/'kept').exists()
     go()
     assert go('again', off=True)[0].hits == 0
+
+
+def test_what_changes_while_a_chapter_runs_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.delenv('PYTHONPATH', raising=False)
+    data = tmp_path/'mine.csv'
+    chapter(tmp_path/'nbs', 'imaging/01_c', 'open(dataset, "a").write("x")', claim(True), params=PARAMS + 'dataset = "lidc_nodules"')
+    def hits():
+        data.write_text('a')
+        kept = R.Kept(tmp_path/'kept')
+        run(plan(folder=tmp_path/'nbs', params=dict(dataset=str(data))), tmp_path/'out', jobs=1, kept=kept)
+        return kept.hits
+    assert [hits(), hits()] == [0, 0] and not list((tmp_path/'kept').glob('*.gz'))
+
+
+def test_a_chapter_that_vanishes_is_its_own_error(tmp_path):
+    path = chapter(tmp_path/'nbs', 'imaging/01_c', '1')
+    work = plan(folder=tmp_path/'nbs')
+    path.unlink()
+    assert run(work, tmp_path/'out', jobs=1, kept=R.Kept(tmp_path/'kept'))[0]['status'] == 'error'

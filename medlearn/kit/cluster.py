@@ -120,8 +120,7 @@ def pack(job:Job, # what is to be run
          **order, # what else the worker has to know
         )->bytes: # a tar archive
     "A job with all that it needs"
-    paths = {k: v for k,v in job.parameters.items() if isinstance(v, str) and os.path.isabs(v) and os.path.exists(v)}
-    order |= dict(job=asdict(job), paths={k: [f'data/{i}/{Path(v).name}', v] for i,(k,v) in enumerate(paths.items())})
+    order |= dict(job=asdict(job), paths={k: [f'data/{i}/{Path(v).name}', v] for i,(k,v) in enumerate(job.paths.items())})
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode='w', dereference=True) as tar:
         for name,text in (('order.json', json.dumps(order).encode()), ('chapter.ipynb', Path(job.path).read_bytes())):
@@ -256,24 +255,14 @@ def _packed(row, out, names):
 def _there(name): return getattr(importlib.import_module('medlearn.kit.cluster'), name)
 
 # %% ../../nbs/kit/14_cluster.ipynb #9827ae9d
-def _broken(job, error, seconds):
-    "The record of a job of which no worker gave one"
-    from medlearn.kit.chapter import commit,versions
-    nothing = dict.fromkeys('peak_mb kernel device gpu processor threads notebook'.split())
-    return dict(chapter=job.chapter, profile=job.profile, seed=job.seed, parameters=job.parameters, status='error', error=error,
-                seconds=round(seconds, 2), started=time.strftime('%Y-%m-%dT%H:%M:%S%z', time.localtime(time.time() - seconds)),
-                sabotage=job.sabotage, shuffled=0, **nothing, data=[], versions=versions(), commit=commit(),
-                sha256=hashlib.sha256(Path(job.path).read_bytes()).hexdigest(), claims=[], kept=[])
-
 def _write(job, record, notebook, out):
     "Put a result where a run on this machine would; the record"
     row,path = json.loads(record),out/f'{job.stem}.ipynb'
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if notebook is not None: runner.write_whole(path, notebook)
-        runner.write_whole(out/f'{job.stem}.json', record)
-    except OSError as e: row.update(status='error', error=row['error'] or f'the record could not be written: {e}')
-    return row
+    except OSError as e: row.update(status='error', error=row['error'] or f'the notebook could not be written: {e}')
+    return runner.write_row(job, row, out)
 
 # %% ../../nbs/kit/14_cluster.ipynb #43096656
 class _Course:
@@ -294,7 +283,11 @@ class _Course:
             future = self.client.submit(_there('_work'), archive, key=f'medlearn-{self.order["run"]}-{job.stem}-{self.sent[job.stem]}', pure=False)
         self.running[future.key] = job,future
         future.add_done_callback(self.ended.put)
-    def broken(self, job, error): return _write(job, runner.to_json(_broken(job, error, time.time() - self.began[job.stem])), None, self.out)
+    def broken(self, job, error):
+        "The record of a job of which no worker gave one"
+        digest = hashlib.sha256(Path(job.path).read_bytes()).hexdigest()
+        row = runner.row_of(job, dict(error=error, early=False, peak_mb=None, kernel=None, sha256=digest), self.began[job.stem], self.out)
+        return _write(job, runner.to_json(row), None, self.out)
     def slots(self): return sum(self.client.nthreads().values())
     def rows(self):
         "Jobs with their records, as they end"
@@ -346,14 +339,9 @@ def run_on(work, # list of `Job`, from `runner.plan`
           )->list: # records, in the order of `work`
     "Run jobs on a Dask cluster; as `runner.run` does it on this machine"
     asked,out,rows,left = read_where(where),Path(out),{},[]
-    def done(job, row):
-        rows[job.stem] = row
-        try: runner.write_results(out)
-        except OSError as e: row.update(status='error', error=row['error'] or f'results.json: {e}')
-        tell(job, row)
+    def done(job, row): runner.settle(job, row, rows, out, tell)
     for job in work:
-        row = (resume and runner.finished(job, out)) or (kept and kept.take(job, out, 1, device))
-        if row: done(job, row)
+        if row := runner.known(job, out, resume, kept, 1, device): done(job, row)
         else: left.append(job)
     if left:
         from medlearn.kit.kernels import to_warm

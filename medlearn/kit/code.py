@@ -96,10 +96,16 @@ def _imports(tree, here=()):
 def _sha(text): return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 @lru_cache(None)
-def _module(name, home):
-    "Digest of a module, and the modules that it imports"
-    code = (Path(home)/f'{name}.py').read_text(encoding='utf-8')
+def _read(path, name, stamp):
+    "Digest of a module as it was at `stamp`, and the modules that it imports"
+    code = path.read_text(encoding='utf-8')
     return _sha(plain_code(code)), tuple(sorted(set(_imports(ast.parse(code), ('medlearn', *name.split('/')[:-1])))))
+
+def _module(name, home):
+    "Digest of a module, and the modules that it imports; it may be edited while we run"
+    path = home/f'{name}.py'
+    stat = path.stat()
+    return _read(path, name, (stat.st_mtime_ns, stat.st_size))
 
 def _closure(names, home, but=frozenset()):
     "Digest of each module that these import, and that those import, and so on"
@@ -107,7 +113,7 @@ def _closure(names, home, but=frozenset()):
     while todo:
         name = todo.pop()
         if name in found or name in but or not (home/f'{name}.py').is_file(): continue
-        found[name],more = _module(name, str(home))
+        found[name],more = _module(name, home)
         todo += more
     return dict(sorted(found.items()))
 

@@ -124,7 +124,7 @@ def _receive(conn):
     return json.loads(text), fds[0]
 
 # %% ../../nbs/kit/11_kernels.ipynb #eb804155
-def _serve(listener, imported, threads, folder):
+def _serve(listener, imported, threads):
     "Fork kernels on request until the run goes away"
     me,children,bell = os.getpid(),{},socket.socketpair()
     for s in bell: s.setblocking(False)
@@ -182,7 +182,7 @@ def nursery()->None:
         gc.collect()
         gc.freeze()
         Path(order['folder'], 'ready').touch()
-        left = _serve(listener, imported, threads, order['folder'])
+        left = _serve(listener, imported, threads)
     for pid in left:
         try: os.killpg(pid, signal.SIGKILL)
         except OSError: pass

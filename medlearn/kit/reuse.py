@@ -28,7 +28,6 @@ def _content(path):
 
 # %% ../../nbs/kit/13_reuse.ipynb #f4ed551a
 _home = Path(medlearn.__file__).parent
-@lru_cache(None)
 def _course():
     "Digest of all modules and notebooks"
     return _sha([(str(p.relative_to(_home)), p.read_text(encoding='utf-8')) for p in sorted(_home.rglob('*.py'))],
@@ -80,12 +79,11 @@ def key_parts(job, # a `runner.Job`
     if foreign_paths(): return None
     try: modules = code.reached(job.path)[1]
     except SyntaxError: return None
-    paths = [v for v in job.parameters.values() if isinstance(v, str) and os.path.isabs(v) and os.path.exists(v)]
     whole = environment(Path(), threads, device)
     env = {k: v for k,v in whole.items() if k.startswith(tuple(_variables)) and k not in _private}
     return dict(chapter=job.chapter, cells=_sha(_cells(job.path)), modules=_sha(modules), parameters=job.parameters, profile=job.profile,
                 seed=job.seed, sabotage=job.sabotage, course=_course() if job.chapter.startswith('kit/') else None,
-                figures=_figures(job.chapter, modules), cards=_cards(), data=[_content(p) for p in paths], packages=_installed(),
+                figures=_figures(job.chapter, modules), cards=_cards(), data=[_content(p) for p in job.paths.values()], packages=_installed(),
                 python=sys.version, processor=processor(), threads=str(whole.get('OMP_NUM_THREADS', runner.cores())),
                 device=_device(device), environment=env)
 
@@ -124,14 +122,9 @@ class Kept:
                  off:bool=False, # neither take out nor put in?
                 ):
         self.folder,self.fresh,self.limit,self.off = Path(folder or cache_dir()/'runs'),fresh or off,limit,off
-        self.hits,self.said,self.lock,self.keys = 0,[],threading.Lock(),{}
+        self.hits,self.said,self.lock,self.before = 0,[],threading.Lock(),{}
         try: self.needs = {k: tuple(v) for k,v in json.loads((self.folder/'needs.json').read_text(encoding='utf-8')).items()}
         except (OSError, ValueError, AttributeError, TypeError): self.needs = {}
-    def _path(self, job, threads, device):
-        "Where the result of a job is kept; None if it should not be"
-        at = (job.stem, json.dumps(job.parameters, sort_keys=True, default=str), threads, device)
-        if at not in self.keys: self.keys[at] = key_of(job, threads, device)
-        return self.keys[at] and self.folder/f'{self.keys[at]}.gz'
     def _say(self, kind, text):
         "Say a thing once"
         with self.lock:
@@ -142,7 +135,11 @@ class Kept:
              device:str=None, # "cpu" hides GPUs
             )->dict: # the record, with `reused`; None: it has to run
         "The kept result of an unchanged job"
-        if self.fresh or not (path := self._path(job, threads, device)) or not path.is_file(): return None
+        if self.off: return None
+        try: key = self.before[job.stem] = key_of(job, threads, device)
+        except OSError: return None # the run says what is missing
+        path = self.folder/f'{key}.gz'
+        if self.fresh or not key or not path.is_file(): return None
         try:
             data = path.read_bytes()
             if hashlib.sha256(data[64:]).hexdigest().encode() != data[:64]: raise ValueError('its digest is wrong')
@@ -169,18 +166,18 @@ class Kept:
             threads:int=None, # of its kernel; None: all
             device:str=None, # "cpu" hides GPUs
            )->None:
-        "Keep a result, if it is complete, for the next time"
+        "Keep a result for the next time, if it is complete and nothing that it depends on has changed since `take`"
         if self.off or row['status'] not in ('passed', 'failed'): return
         try:
-            path,text = self._path(job, threads, device),Path(job.path).read_bytes()
+            key = key_of(job, threads, device)
             with self.lock:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self.needs[f'{job.chapter}/{job.profile}'] = (row['seconds'], row['peak_mb'] or 2000)
                 runner.write_whole(self.folder/'needs.json', json.dumps(self.needs, indent=1))
-                if not path or hashlib.sha256(text).hexdigest() != row['sha256']: return
+                if not key or key != self.before.get(job.stem): return
                 notebook = json.loads((Path(out)/row['notebook']).read_text(encoding='utf-8'))
                 data = gzip.compress(json.dumps(dict(row=row, notebook=notebook)).encode(), 6)
-                runner.write_whole(path, hashlib.sha256(data).hexdigest().encode() + data)
+                runner.write_whole(self.folder/f'{key}.gz', hashlib.sha256(data).hexdigest().encode() + data)
                 self._shrink()
         except (OSError, ValueError) as e: self._say('unwritable', f'results are not kept: {e}')
     def _shrink(self):

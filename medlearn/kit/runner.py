@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'chapters', 'WrongUsage', 'describe', 'nearest', 'choose', 'parse', 'dataset_path', 'Job', 'plan', 'to_json',
-           'harvest', 'run_one', 'write_results', 'finished', 'cores', 'threads_of', 'longest_first', 'how_many', 'run',
-           'run_folder']
+           'harvest', 'row_of', 'write_row', 'run_one', 'write_results', 'finished', 'cores', 'threads_of',
+           'longest_first', 'how_many', 'known', 'settle', 'run', 'run_folder']
 
 # %% ../../nbs/kit/03_runner.ipynb #bebf19bd
 import ast,hashlib,json,os,re,tempfile,threading,time
@@ -128,6 +128,10 @@ class Job:
     def stem(self)->str: # path of its files in the run folder, without suffix
         "Where its record and notebook go"
         return f'{self.chapter}/{self.profile}' + ('' if self.seed is None else f'-seed{self.seed}') + f'-{self.sabotage}'*bool(self.sabotage)
+    @property
+    def paths(self)->dict: # name of a parameter -> absolute path of the file or folder that it names
+        "Data of a reader's own that it is given"
+        return {k: v for k,v in self.parameters.items() if isinstance(v, str) and os.path.isabs(v) and os.path.exists(v)}
 
 # %% ../../nbs/kit/03_runner.ipynb #cd4d0a5c
 def plan(names=(), # chapters and parts; empty: everything
@@ -195,6 +199,34 @@ def harvest(notebook:Path # an executed notebook
     kept = [k for k in found['kept'] if isinstance(k.get('name'), str)]
     return dict(run=(found['run'] or [{}])[-1], data=data, claims=claims, kept=kept, sabotage=found['sabotage'])
 
+# %% ../../nbs/kit/03_runner.ipynb #b7a67591
+def row_of(job:Job, # what was run
+           how:dict, # error, peak_mb, early, sha256, kernel
+           began:float, # time, seconds since the epoch
+           out:Path, # run folder; what the chapter recorded stands in its notebook there, if there is one
+          )->dict: # a row of `results.json`
+    "The record of a job that has ended"
+    notebook = Path(out)/f'{job.stem}.ipynb'
+    facts = harvest(notebook)
+    run,holds = facts['run'],all(c.get('passed') is True for c in facts['claims'])
+    status = 'timeout' if how['early'] else 'error' if how['error'] else 'passed' if holds else 'failed'
+    return dict(chapter=job.chapter, profile=job.profile, seed=job.seed, parameters=job.parameters, status=status,
+                error=how['error'], seconds=round(time.time() - began, 2), peak_mb=how['peak_mb'], kernel=how['kernel'],
+                started=time.strftime('%Y-%m-%dT%H:%M:%S%z', time.localtime(began)),
+                sabotage=job.sabotage, shuffled=sum(s.get('rows', 0) for s in facts['sabotage']),
+                **{k: run.get(k) for k in ('device', 'gpu', 'processor', 'threads')}, data=facts['data'],
+                **{k: run.get(k) or v for k,v in _here().items()}, sha256=how['sha256'],
+                notebook=f'{job.stem}.ipynb' if notebook.exists() else None, claims=facts['claims'], kept=facts['kept'])
+
+def write_row(job:Job, # what was run
+              row:dict, # its record
+              out:Path, # run folder
+             )->dict: # the record; an error where it could not be written
+    "Write a record beside its notebook"
+    try: write_whole(Path(out)/f'{job.stem}.json', to_json(row))
+    except OSError as e: row.update(status='error', error=row['error'] or f'the record could not be written: {e}')
+    return row
+
 # %% ../../nbs/kit/03_runner.ipynb #55b3c218
 def run_one(job:Job, # what to run
             out:Path, # run folder; the executed notebook goes to out/PART/topic/PROFILE-seedN.ipynb
@@ -214,20 +246,7 @@ def run_one(job:Job, # what to run
         for p in (notebook, record): p.unlink(missing_ok=True)
         how = process(job, describe(job.path)['parameters'].get('dataset'), notebook, timeout, stop, tell, crew)
     except (OSError, WrongUsage) as e: how['error'] = f'{type(e).__name__}: {e} (outside the cells)'
-    if stop.is_set(): return
-    facts = harvest(notebook)
-    run,holds = facts['run'],all(c.get('passed') is True for c in facts['claims'])
-    status = 'timeout' if how['early'] else 'error' if how['error'] else 'passed' if holds else 'failed'
-    row = dict(chapter=job.chapter, profile=job.profile, seed=job.seed, parameters=job.parameters, status=status,
-               error=how['error'], seconds=round(time.time() - began, 2), peak_mb=how['peak_mb'], kernel=how['kernel'],
-               started=time.strftime('%Y-%m-%dT%H:%M:%S%z', time.localtime(began)),
-               sabotage=job.sabotage, shuffled=sum(s.get('rows', 0) for s in facts['sabotage']),
-               **{k: run.get(k) for k in ('device', 'gpu', 'processor', 'threads')}, data=facts['data'],
-               **{k: run.get(k) or v for k,v in _here().items()}, sha256=how['sha256'],
-               notebook=f'{job.stem}.ipynb' if notebook.exists() else None, claims=facts['claims'], kept=facts['kept'])
-    try: write_whole(record, to_json(row))
-    except OSError as e: row.update(status='error', error=row['error'] or f'the record could not be written: {e}')
-    return row
+    return None if stop.is_set() else write_row(job, row_of(job, how, began, out), out)
 
 # %% ../../nbs/kit/03_runner.ipynb #f2dcd2d6
 def _here():
@@ -304,6 +323,29 @@ def _warm(work, warm):
     from medlearn.kit.kernels import to_warm
     return to_warm([job.path for job in work]) or ['ipykernel.kernelapp']
 
+# %% ../../nbs/kit/03_runner.ipynb #97cb204b
+def known(job:Job, # to be run
+          out:Path, # run folder
+          resume:bool, # keep what an earlier run finished?
+          kept, # a `kit.reuse.Kept`, or None
+          threads:int, # of its kernel
+          device:str, # "cpu" hides GPUs
+         )->dict: # its record, or None: it has to run
+    "The record of a job that an earlier run settled"
+    return (resume and finished(job, out)) or (kept and kept.take(job, out, threads, device)) or None
+
+def settle(job:Job, # that has ended
+           row:dict, # its record
+           rows:dict, # stem -> record, of all jobs of this run; it is put there
+           out:Path, # run folder
+           tell, # called with the job and its record
+          )->None:
+    "Take a record into the results of the run"
+    rows[job.stem] = row
+    try: write_results(out)
+    except OSError as e: row.update(status='error', error=row['error'] or f'results.json: {e}')
+    tell(job, row)
+
 # %% ../../nbs/kit/03_runner.ipynb #23589c51
 def run(work, # list of `Job`, from `plan`
         out:Path, # run folder
@@ -318,25 +360,18 @@ def run(work, # list of `Job`, from `plan`
     "Run jobs side by side; one that breaks is a record like any other"
     stop,lock,rows,out = threading.Event(),threading.Lock(),{},Path(out)
     needs = kept.needs if kept else {}
-    def done(job, row):
-        rows[job.stem] = row
-        with lock:
-            try: write_results(out)
-            except OSError as e: row.update(status='error', error=row['error'] or f'results.json: {e}')
-        tell(job, row)
     left = []
     jobs = jobs or how_many(work, needs)
     threads = threads_of(work, jobs)
     for job in work:
-        row = (resume and finished(job, out)) or (kept and kept.take(job, out, threads, device))
-        if row: done(job, row)
+        if row := known(job, out, resume, kept, threads, device): settle(job, row, rows, out, tell)
         else: left.append(job)
     def one(job):
         if stop.is_set(): return
         row = run_one(job, out, timeout, stop, partial(tell, job), crew)
         if row is None: return
         if kept: kept.put(job, row, out, threads, device)
-        done(job, row)
+        with lock: settle(job, row, rows, out, tell)
     if not left: return [rows[job.stem] for job in work]
     with Crew(threads, _warm(left, warm), device) as crew, ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(one, job) for job in longest_first(left, needs)]
