@@ -108,10 +108,11 @@ def test_time_goes_to_what_a_cell_does(tmp_path):
     import json
     from medlearn.kit.code import spent
     cells = [('import time', 1), ('from medlearn.data.images import images_from', 2), ('x = images_from("a")', 4), ('def learn():\n    fit(x)', 8),
-             ('learn()', 16), ('plt.subplots()\nplt.imshow(x)', 32), ('y = x + 1', 64), ('model.fit(x)\nplt.plot(x)', 128), ('%matplotlib inline', 256)]
+             ('learn()', 16), ('plt.subplots()\nplt.imshow(x)', 32), ('y = x + 1', 64), ('model.fit(x)\nplt.plot(x)', 128), ('%matplotlib inline', 256),
+             ('from medlearn.foundations.training import one_cycle as once', 512), ('once(x)', 1024)]
     code = [dict(cell_type='code', source=s, metadata=dict(papermill=dict(duration=d)), outputs=[]) for s, d in cells]
     (tmp_path/'a.ipynb').write_text(json.dumps(dict(cells=[dict(cell_type='markdown', source='# A', metadata={}), *code])))
-    assert spent(tmp_path/'a.ipynb', 600) == dict(start=89, imports=3, data=4, training=144, drawing=32, other=328)
+    assert spent(tmp_path/'a.ipynb', 2100) == dict(start=53, imports=515, data=4, training=1168, drawing=32, other=328)
 
 
 def test_a_module_that_is_edited_meanwhile_is_read_anew(tmp_path):

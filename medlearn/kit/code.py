@@ -159,16 +159,28 @@ def reached(path:Path, # a chapter's notebook
 _training = re.compile(r'(?i)(?:.*_)?(?:fit|fine_tune|train|lr_find|train_\w+|fit_\w+|backward)$')
 _pictures = re.compile(r'(?:show|plot|draw|imshow|hist|scatter|subplots)')
 
+def _methods(tree): return {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and re.fullmatch(r'fit\w*|fine_tune|backward', n.attr)}
 def _calls(tree): return {_name(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)}
+
+def _trains(trees, known=frozenset()):
+    "Names of functions that train: by their own name, or because they call one that does"
+    defs = {n.name: _calls(n) | _methods(n) for t in trees for n in ast.walk(t) if isinstance(n, ast.FunctionDef)}
+    trains = known | {n for n in set().union(*defs.values(), *map(_calls, trees)) if _training.match(n)}
+    for _ in defs: trains |= {n for n,calls in defs.items() if calls & trains}
+    return trains
+
+@lru_cache(None)
+def _module_trains(name):
+    "Functions of a module of medlearn that train"
+    path = _home/f'{name}.py'
+    return _trains([ast.parse(path.read_text(encoding='utf-8'))]) if path.is_file() else set()
 
 def _known(trees):
     "Names that train, and names that read data, in these cells"
-    defs = {n.name: _calls(n) for t in trees for n in ast.walk(t) if isinstance(n, ast.FunctionDef)}
-    trains = {n for n in set().union(*defs.values(), *map(_calls, trees)) if _training.match(n)}
-    for _ in defs: trains |= {n for n,calls in defs.items() if calls & trains}
-    reads = {a.asname or a.name for t in trees for n in ast.walk(t) if isinstance(n, ast.ImportFrom) and re.match(r'medlearn\.(data|kit\.fetch)', n.module or '')
-             for a in n.names}
-    return trains, reads
+    taken = [(a.name, a.asname or a.name, n.module.removeprefix('medlearn.').replace('.', '/')) for t in trees for n in ast.walk(t)
+             if isinstance(n, ast.ImportFrom) and (n.module or '').startswith('medlearn.') for a in n.names]
+    reads = {here for _,here,module in taken if module.startswith('data/') or module == 'kit/fetch'}
+    return _trains(trees, {here for name,here,module in taken if name in _module_trains(module)}), reads
 
 # %% ../../nbs/kit/04_code.ipynb #cc369dc8
 def spent(notebook:Path, # an executed notebook
