@@ -31,7 +31,7 @@ def _heads(module):
     return list(_named(ast.parse(path.read_text(encoding='utf-8')).body))
 
 # %% ../../nbs/kit/11_kernels.ipynb #7d32c8d9
-_left_out = {'medlearn', 'nbformat', 'nbclient', 'papermill'} # the course's own code, read anew by each kernel; what only the kit uses
+_left_out = {'medlearn', 'nbformat', 'nbclient', 'papermill', *sys.stdlib_module_names} # read anew by each kernel; what only the kit uses; what takes no time
 def to_warm(paths, # of the notebooks that will run
             at_least:int=2, # how many of them import it
            )->list: # of names of modules, most wanted first

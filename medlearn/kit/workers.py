@@ -160,7 +160,7 @@ def worker(home:str # temporary folder of the run, removed when the run has gone
         os._exit(0)
     threading.Thread(target=read, daemon=True).start()
     sys.modules.setdefault('rfc3987_syntax', None)
-    import papermill
+    import papermill # once, for all that comes
     while True:
         job = orders.get()
         now[:] = [job]
