@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import RocAucBinary, accuracy
 from hypothesis import given, settings, strategies as st
 from medlearn.data.images import ImageSet
-from medlearn.foundations.training import (EMA, Augment, HalfPrecision, KeepBest, Resume, SkipValidation, TensorLoader, TensorSet, Normalise, Randomise,
+from medlearn.foundations.training import (EMA, Augment, HalfPrecision, KeepBest, Resume, SkipValidation, TensorLoader, TensorLoaders, TensorSet, Normalise, Randomise,
                                            channels_first, check_set, class_weights, copied, fit, loss_for, pad_boxes, predict, small_cnn,
                                            tensor_loaders)
 from medlearn.kit.chapter import seed_everything
@@ -67,6 +68,48 @@ def test_every_image_comes_once_an_epoch(n, bs):
     dls = tensor_loaders(squares(3*n + 4), bs=bs, device='cpu')
     seen = torch.cat([y for _, y in dls.train])
     assert sorted(seen.tolist()) == sorted(dls.train.dataset.y[0].tolist()) and sum(1 for _ in dls.train) == len(dls.train)
+
+
+@pytest.mark.parametrize('n, bs, sizes', [(65, 64, [65]), (129, 64, [64, 65]), (193, 64, [64, 64, 65]), (128, 64, [64, 64]),
+                                          (130, 64, [64, 64, 2]), (3, 2, [3]), (3, 1, [1, 1, 1]), (2, 64, [2])])
+@pytest.mark.parametrize('odds', [False, True])
+def test_no_training_batch_holds_one_image(n, bs, sizes, odds):
+    ds = TensorSet(torch.zeros(n, 1, 4, 4), torch.arange(n))
+    dl = TensorLoader(ds, bs, True, weights=torch.ones(n) if odds else None)
+    for _ in range(2):
+        batches = [y for _, y in dl]
+        assert [len(y) for y in batches] == sizes and len(dl) == len(sizes)
+        assert odds or sorted(torch.cat(batches).tolist()) == list(range(n))
+    full = TensorLoader(ds, bs, True, drop_last=True)
+    assert [len(y) for _, y in full] == [bs]*(n//bs) and len(full) == n//bs
+    still = TensorLoader(ds, bs)
+    assert [len(y) for _, y in still] == [bs]*(n//bs) + [n % bs]*(n % bs > 0) and len(still) == -(-n//bs)
+
+
+def test_the_order_of_other_sizes_is_torchs_own():
+    ds = TensorSet(torch.zeros(130, 1, 2, 2), torch.arange(130))
+    torch.manual_seed(3)
+    got = [y.tolist() for _, y in TensorLoader(ds, 64, True)]
+    torch.manual_seed(3)
+    assert got == [t.tolist() for t in torch.randperm(130).split(64)]
+
+
+def test_a_ready_made_network_trains_on_65_images():
+    from fastai.vision.all import create_body, create_head, resnet18
+    body = create_body(resnet18(weights=None), n_in=1, pretrained=False)
+    model = nn.Sequential(body, create_head(512, 2))
+    with pytest.raises(ValueError, match='more than 1 value'): model.train()(torch.zeros(1, 1, 32, 32))
+    ds = TensorSet(torch.rand(65, 1, 32, 32), torch.arange(65) % 2)
+    dls = TensorLoaders(TensorLoader(ds, 64, True), TensorLoader(ds, 64))
+    learn = Learner(dls, model, loss_func=nn.CrossEntropyLoss())
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1)
+    assert learn.get_preds(ds_idx=0)[0].shape == (65, 2)
+
+
+def test_one_case_to_train_on_is_refused_in_words():
+    with pytest.raises(DataError, match='one case to train on'):
+        TensorLoader(TensorSet(torch.zeros(1, 1, 4, 4), torch.zeros(1, dtype=torch.int64)), 64, True)
+    assert len(TensorLoader(TensorSet(torch.zeros(1, 1, 4, 4), torch.zeros(1, dtype=torch.int64)), 64)) == 1
 
 
 def test_batches_are_the_normalised_images():

@@ -278,6 +278,7 @@ class TensorLoader(TfmdDL):
                 ):
         super().__init__(dataset, bs=bs, shuffle=shuffle, num_workers=0, do_setup=False, after_batch=after_batch,
                          drop_last=drop_last, device=dataset.x.device)
+        if shuffle and self.n == 1: raise DataError('one case to train on: a network learns from differences between cases. Add cases to the training split.')
         self.weights,self._types,self._n_inp = weights,dataset.types,1
     def to(self, device):
         self.dataset.to(device)
@@ -285,8 +286,12 @@ class TensorLoader(TfmdDL):
     def get_idxs(self):
         if self.weights is not None: return torch.multinomial(self.weights, self.n, replacement=True).tolist()
         return (torch.randperm(self.n) if self.shuffle else torch.arange(self.n)).tolist()
+    def _joins(self, n): return self.shuffle and not self.drop_last and n > self.bs > 1 and n % self.bs == 1
+    def __len__(self): return super().__len__() - self._joins(self.n)
     def create_batches(self, samps):
-        for i in chunked(samps, self.bs, self.drop_last): yield self.dataset[torch.tensor(i, device=self.device)]
+        batches = list(chunked(samps, self.bs, self.drop_last))
+        if self._joins(sum(map(len, batches))): batches[-2:] = [batches[-2] + batches[-1]]
+        for i in batches: yield self.dataset[torch.tensor(i, device=self.device)]
     def prepare(self, x): return self.after_batch[0].prepare(x)
     def _pre_show_batch(self, b, max_n=9):
         import fastai.vision.data,fastai.vision.learner
