@@ -311,6 +311,23 @@ def test_a_wrong_mirror_is_named_and_passed_over(serve, place, monkeypatch):
     assert 'MEDLEARN_MIRROR is not a folder' in error(make(s.url))
 
 
+def test_linked_folders_of_a_mirror_are_searched_and_loops_end(serve, place, monkeypatch):
+    (place/'disk/deep').mkdir(parents=True)
+    (place/'mirror').mkdir()
+    (place/'disk/deep/toy.bin').write_bytes(body)
+    (place/'mirror/linked').symlink_to(place/'disk', target_is_directory=True)
+    (place/'disk/back').symlink_to(place/'mirror', target_is_directory=True)
+    (place/'disk/self').symlink_to(place/'disk', target_is_directory=True)
+    monkeypatch.setenv('MEDLEARN_MIRROR', str(place/'mirror'))
+    assert [n for _, names in F._folders(place/'mirror') for n in names] == ['toy.bin']
+    s = serve()
+    assert F.fetch(make(s.url)).read_bytes() == body and s.log == []
+    (place/'disk/deep/toy.bin').write_bytes(body[::-1])
+    shutil.rmtree(place/'cache')
+    s.script.append('absent')
+    assert 'toy.bin is not the file on the card' in error(make(s.url))
+
+
 @pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() == 0, reason='root may read everything')
 def test_a_mirror_that_cannot_be_read_is_passed_over(serve, place, monkeypatch):
     (place/'toy.bin').write_bytes(body)
@@ -622,3 +639,23 @@ def test_arrays_of_other_data_are_made_anew(serve, place):
         c = make(s.url, digest='sha256:' + hashlib.sha256(name).hexdigest(), size=len(name))
         F.arrays('toy', c, [squares], lambda: made.append(1) or squares())
     assert len(made) == 2
+
+
+def test_arrays_of_several_files_hear_of_each(serve, place):
+    s = serve()
+    def two(second):
+        c = make(s.url)
+        c.files.append(F.File('other.bin', 'url', 'sha256:' + hashlib.sha256(second).hexdigest(), id='other', url=f'{s.url}/other.bin'))
+        path = F.cached_path(c, 'other')
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(second)
+        return c
+    made = []
+    def got(second, **kw):
+        F.arrays('toy', two(second), [squares], lambda: made.append(1) or squares(), **kw)
+        return len(made)
+    both = dict(ids=(None, 'other'))
+    assert [got(b'x', **both), got(b'x', **both), got(b'y', **both), got(b'y', **both)] == [1, 1, 2, 2]
+    assert [got(b'y'), got(b'z')] == [3, 3]
+    assert {d for _, d in F.seen} >= {sha, 'sha256:' + hashlib.sha256(b'y').hexdigest()}
+    with pytest.raises(F.UnknownName, match='third'): got(b'x', ids=('third',))

@@ -168,15 +168,26 @@ def cached_path(name:str, # data set
     f = c.file(id)
     return cache_dir()/c.name/f.digest.partition(':')[2][:12]/f.file
 
+# %% ../../nbs/kit/01_fetch.ipynb #7856add4
+def _folders(top):
+    "A folder and all below it, linked ones too, each once: folder and the names in it"
+    been = set()
+    for d,below,names in os.walk(top, followlinks=True):
+        if (real := os.path.realpath(d)) in been: below.clear()
+        else: yield Path(d), names
+        been.add(real)
+
 # %% ../../nbs/kit/01_fetch.ipynb #d4a0dcdb
 def _copy_from(folder, f, out):
     folder = Path(folder).expanduser()
     if not folder.is_dir(): raise DataError('MEDLEARN_MIRROR is not a folder. Correct it')
-    found = [Path(d)/f.file for d,_,names in os.walk(folder) if f.file in names]
-    right = next((p for p in found if _good(p, f)), None)
-    if not found: raise DataError(f'has no {f.file}')
-    if not right: raise DataError(f'{found[0]} is not the file on the card: it has another digest')
-    shutil.copyfile(right, out)
+    wrong = None
+    for path in (d/f.file for d,names in _folders(folder) if f.file in names):
+        if _good(path, f):
+            shutil.copyfile(path, out)
+            return
+        wrong = wrong or path
+    raise DataError(f'{wrong} is not the file on the card: it has another digest' if wrong else f'has no {f.file}')
 
 # %% ../../nbs/kit/01_fetch.ipynb #80f6f2fb
 timeout = 10,60 # seconds to connect, and to wait for the next bytes
@@ -433,12 +444,14 @@ def arrays(name:str, # of what is made, with its parameters: it names the file
            of:str, # data set, or a `Card`, that it is made from
            by, # functions that make it; if their text changes, it is made anew
            make, # () -> dict of name -> array, without objects
+           ids:tuple=(None,), # the files of the data set that are read, default the first
           )->dict: # name -> array
     "Arrays made from a verified data set, once: kept in the cache, and verified when they are read"
     import numpy as np
     from inspect import getsource
-    fetch(of)
-    key = hashlib.sha256('\n'.join([card(of).file().digest, np.__version__, *map(getsource, by)]).encode()).hexdigest()[:12]
+    for id in ids: fetch(of, id)
+    digests = [card(of).file(id).digest for id in ids]
+    key = hashlib.sha256('\n'.join([*digests, np.__version__, *map(getsource, by)]).encode()).hexdigest()[:12]
     path = cache_dir()/'arrays'/f'{name}-{key}.npz'
     try:
         with open(path, 'rb') as f:
