@@ -61,7 +61,7 @@ def _as_in_a_kernel():
         del builtins.get_ipython
 
 # %% ../../nbs/kit/11_kernels.ipynb #984508c8
-_per_job = re.compile(r'MEDLEARN_|JUPYTER_|JPY_|IPYTHONDIR$|MPLBACKEND$|PWD$|OLDPWD$|_$|SHLVL$')
+_per_job = re.compile(r'MEDLEARN_|JUPYTER_|JPY_|IPYTHONDIR$|PYDEVD_|MPLBACKEND$|PWD$|OLDPWD$|_$|SHLVL$')
 def _fixed(env): return {k: v for k,v in env.items() if not _per_job.match(k)}
 
 # %% ../../nbs/kit/11_kernels.ipynb #736c9160
