@@ -147,6 +147,43 @@ def test_finished_needs_same_text_and_parameters(course, tmp_path):
     assert not finished(plan(folder=tmp_path)[0], out) and changed.exists()
 
 
+def test_resumed_on_the_same_data_only(tmp_path):
+    (tmp_path/'disk').mkdir()
+    (tmp_path/'many').mkdir()
+    one, many, linked = tmp_path/'one.npz', tmp_path/'many', tmp_path/'disk/b.txt'
+    for p in (one, many/'a.txt', linked): p.write_text('1')
+    (many/'more').symlink_to(tmp_path/'disk', target_is_directory=True)
+    (many/'more/again').symlink_to(many, target_is_directory=True)
+    chapter(tmp_path/'nbs', 'imaging/01_data', claim(True), params=PARAMS + 'dataset = "toy"\nother = None')
+    work = lambda: plan(params=dict(dataset=str(one), other=str(many)), folder=tmp_path/'nbs')
+    def again():
+        row, = run(work(), tmp_path/'out', resume=True, warm=False)
+        assert row['status'] == 'passed' and row['own_data'].keys() == {'dataset', 'other'}
+        return row['started'], row['own_data']
+    seen = [again()]
+    def kept():
+        seen.append(again())
+        return seen[-1] == seen[-2]
+    assert kept()
+    for change in (lambda: one.write_text('2'), lambda: (tmp_path/'one.toml').write_text('positive = "benign"'), lambda: linked.write_text('2'),
+                   lambda: (many/'dataset.toml').write_text(''), lambda: (many/'a.txt').rename(many/'c.txt'), linked.unlink):
+        change()
+        assert (kept(), kept()) == (False, True)
+    assert len({json.dumps(d) for _, d in seen}) == 7
+    record, = (tmp_path/'out').glob('imaging/data/*.json')
+    row = json.loads(record.read_text())
+    for old in ({k: v for k, v in row.items() if k != 'own_data'}, row | dict(own_data=None)):
+        record.write_text(json.dumps(old))
+        assert not finished(work()[0], tmp_path/'out')
+
+
+def test_data_that_change_during_a_run_are_not_recorded(tmp_path):
+    (tmp_path/'mine.csv').write_text('1')
+    chapter(tmp_path/'nbs', 'imaging/01_data', 'open(dataset, "a").write("2")', claim(True), params=PARAMS + 'dataset = "toy"')
+    job, = plan(params=dict(dataset=str(tmp_path/'mine.csv')), folder=tmp_path/'nbs')
+    assert run_one(job, tmp_path/'out')['own_data'] is None and not finished(job, tmp_path/'out')
+
+
 def test_time_limit_ends_the_whole_tree(tmp_path):
     chapter(tmp_path/'nbs', 'imaging/01_endless', '"kept"', SLEEPS, params=PARAMS + f'pids = {str(tmp_path/"pids")!r}')
     row = run_one(plan(folder=tmp_path/'nbs')[0], tmp_path/'out', timeout=6)
@@ -247,7 +284,9 @@ def test_a_dataset_is_a_card_or_an_absolute_path(tmp_path):
     got = lambda value: plan(params=dict(dataset=value), folder=tmp_path/'nbs', cwd=tmp_path)[0].parameters['dataset']
     mine, yours = str(tmp_path/'mine'), str(tmp_path/'yours.csv')
     assert [got(name), got('toy'), got('mine'), got('./mine')] == [name, 'toy', mine, mine]
-    bad = [(name + 'x', f'nearest: {name}'), ('yours.csv', f'no file or folder {yours}'), ('', 'no data card')]
+    assert [got('pathmnist_64'), got('pathmnist@224')] == ['pathmnist_64', 'pathmnist@224']
+    bad = [('pathmnist_32', 'pathmnist has no size 32; there are 28, 64, 128, 224'), ('organmnist3d@128', 'there are 28, 64'),
+           ('nafld_1', 'no data card'), ('pathmist_64', 'nearest: pathmnist'), (name + 'x', f'nearest: {name}'), ('yours.csv', f'no file or folder {yours}'), ('', 'no data card')]
     for value, says in bad:
         with pytest.raises(WrongUsage) as e: got(value)
         assert says in str(e.value)

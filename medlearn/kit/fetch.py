@@ -173,6 +173,7 @@ def _folders(top):
     "A folder and all below it, linked ones too, each once: folder and the names in it"
     been = set()
     for d,below,names in os.walk(top, followlinks=True):
+        below.sort()
         if (real := os.path.realpath(d)) in been: below.clear()
         else: yield Path(d), names
         been.add(real)

@@ -18,14 +18,6 @@ from .workers import environment,for_data,foreign_paths
 # %% ../../nbs/kit/13_reuse.ipynb #89d62ad6
 def _sha(*parts): return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
-def _content(path):
-    "Digest of a file, or of all files in a folder"
-    path = Path(path)
-    files = [path] if path.is_file() else sorted(p for p in path.rglob('*') if p.is_file())
-    def digest(p):
-        with open(p, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
-    return _sha([(str(p.relative_to(path)), digest(p)) for p in files])
-
 # %% ../../nbs/kit/13_reuse.ipynb #f4ed551a
 _home = Path(medlearn.__file__).parent
 def _course():
@@ -83,7 +75,7 @@ def key_parts(job, # a `runner.Job`
     env = {k: v for k,v in whole.items() if k.startswith(tuple(_variables)) and k not in _private}
     return dict(chapter=job.chapter, cells=_sha(_cells(job.path)), modules=_sha(modules), parameters=job.parameters, profile=job.profile,
                 seed=job.seed, sabotage=job.sabotage, course=_course() if job.chapter.startswith('kit/') else None,
-                figures=_figures(job.chapter, modules), cards=_cards(), data=[_content(p) for p in job.paths.values()], packages=_installed(),
+                figures=_figures(job.chapter, modules), cards=_cards(), data=runner.own_data(job), packages=_installed(),
                 python=sys.version, processor=processor(), threads=str(whole.get('OMP_NUM_THREADS', runner.cores())),
                 device=_device(device), environment=env)
 
