@@ -76,13 +76,17 @@ def test_ece_and_net_benefit_agree_with_loops(seed):
     assert E.net_benefit(y, p, [.1, .2], np.stack([w, w])).shape == (2, 2)
 
 def test_a_metric_that_does_not_exist_is_nan():
-    alone = np.ones(4, bool)
-    assert np.isnan(E.auroc(alone, np.arange(4.))[0]) and np.isnan(E.average_precision(~alone, np.arange(4.))[0])
-    assert np.isnan(E.rates(alone[:, None], ~alone[:, None])['precision'][0])
+    y,alone = np.arange(4) > 1,np.ones((4, 1), bool)
+    only_ill = np.stack([np.ones(4), y*1.])
+    for f in (E.auroc, E.average_precision): assert np.isnan(f(y, np.arange(4.), only_ill*[[1], [0]])).tolist() == [False, True]
+    assert np.isnan(E.auroc(y, np.arange(4.), only_ill)).tolist() == [False, True] # a resample that drew one class
+    r = E.rates(alone, ~alone)
+    assert {k for k,v in r.items() if np.isnan(v[0])} == {'precision', 'specificity'} and r['sensitivity'] == 0
 
 def test_what_is_no_probability_is_refused():
-    for bad in ([1.2, .1], [-.1, .2], [np.nan, .5]):
-        with pytest.raises(ValueError, match='probabilities'): E.ece([1, 0], bad)
+    for bad in ([1.2, .1], [-.1, .2]):
+        for f in (E.ece, E.brier, lambda y, p: E.net_benefit(y, p, .5)):
+            with pytest.raises(ValueError, match='probabilities'): f([1, 0], bad)
     for t in (0, 1, [.2, 1.5]):
         with pytest.raises(ValueError, match='threshold'): E.net_benefit([1, 0], [.5, .5], t)
 
@@ -276,12 +280,13 @@ def plain_ap(truth, found, score, at):
 @given(seed=seeds, d=st.integers(2, 3), at=st.sampled_from([.1, .5, .75]))
 def test_box_ap_agrees_with_a_plain_count(seed, d, at):
     truth,found,score = scene(seed, d)
-    if not sum(map(len, truth)): assert math.isnan(E.box_ap(truth, found, score, at))
+    if not sum(map(len, truth)):
+        with pytest.raises(DataError, match='no true box'): E.box_ap(truth, found, score, at)
     else: close(E.box_ap(truth, found, score, at), plain_ap(truth, found, score, at))
 
 def test_boxes_at_the_edges():
     t,none = [np.array([[0., 0, 4, 4]])],[np.zeros((0, 4))]
-    assert E.box_ap(t, t, [[.3]]) == 1 and E.box_ap(t, none, [[]]) == 0 and math.isnan(E.box_ap(none, t, [[.3]]))
+    assert E.box_ap(t, t, [[.3]]) == 1 and E.box_ap(t, none, [[]]) == 0
     assert E.box_iou(np.zeros((1, 4)), np.zeros((1, 4))) == 0 and E.box_iou(np.zeros((0, 4)), np.zeros((3, 4))).shape == (0, 3)
     truth = [(t[0].repeat(2, 0), ['a', 'b'])]
     res = E.mean_ap(truth, [(t[0].repeat(2, 0), ['a', 'c'], [.9, .8])], at=(.5, .75))

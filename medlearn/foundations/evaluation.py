@@ -14,17 +14,71 @@ from ..data.images import ImageSet
 from ..kit.fetch import DataError
 
 # %% ../../nbs/foundations/02_evaluation.ipynb #20e6f95c
+def _place(at, of='', classes=None, groups=None):
+    "Where a value stands: row, patient and class where they are known"
+    who = '' if groups is None else f', patient {np.asarray(groups)[at[0]]}'
+    col = '' if len(at) < 2 else f', column {at[1]}' if classes is None else f', class {classes[at[1]]!r}'
+    return f'{of and of + ": "}row {at[0]}{who}{col}'
+def _refuse(v, ok, what, wanted, **named):
+    "The first value that is not `ok`, and how many there are"
+    bad = np.argwhere(~ok)
+    raise DataError(f'{_place(bad[0], **named)}: {what} is {v[tuple(bad[0])]}, {wanted} ({len(bad)} of {v.size} are so). '
+                    'Mend what made it, or leave such cases out and say how many they were.')
+def _finite(v, what='score', **named):
+    "Numbers as they are; nan and infinity refused"
+    v = np.asarray(v)
+    if v.dtype.kind == 'O':
+        v = pd.to_numeric(pd.Series(v.ravel()), errors='coerce').to_numpy(float, na_value=np.nan).reshape(v.shape)
+    if v.dtype.kind not in 'biuf' or not v.ndim: raise ValueError(f'{what} of type {v.dtype}, shape {v.shape}: numbers are wanted')
+    if v.dtype.kind == 'f' and not (ok := np.isfinite(v)).all(): _refuse(v, ok, what, 'no finite number', **named)
+    return v
+def _truth(y, what='truth', **named):
+    "Truth as bool; anything but 0 and 1 refused"
+    y = _finite(y, what, **named)
+    if y.dtype.kind != 'b' and not (ok := (y == 0) | (y == 1)).all(): _refuse(y, ok, what, 'neither 0 nor 1', **named)
+    return y.astype(bool, copy=False)
+def _both(y, of='', classes=None, groups=None):
+    "Both answers occur in each column"
+    n = np.atleast_1d(y.sum(0))
+    if (lone := (n == 0) | (n == len(y))).any():
+        j = lone.argmax()
+        col = '' if y.ndim < 2 else f'column {j}: ' if classes is None else f'class {classes[j]!r}: '
+        raise DataError(f'{of and of + ": "}{col}no {"negative" if n[j] else "positive"} case among {len(y)}, so nothing to tell apart. '
+                        'Take a set that holds both, or leave this one out.')
 def _rows(w, y):
-    w = np.ones((1, len(y))) if w is None else np.atleast_2d(w)
+    "Weights, shape (b, n)"
+    if w is None: return np.ones((1, len(y)))
+    w = np.atleast_2d(w)
+    if w.ndim > 2 or w.shape[1] != len(y): raise ValueError(f'weights of shape {w.shape} for {len(y)} rows: (b, {len(y)}) is wanted')
+    if w.size and not (w.min() >= 0 and w.max() < math.inf):
+        raise ValueError(f'weights from {w.min()} to {w.max()}: finite ones are wanted, from 0 up')
     return w if w.dtype.kind == 'f' else w.astype(float)
+def _alike(*arrays):
+    "Same shape, and not empty"
+    a,*others = (tuple(v.shape) for v in arrays)
+    for b in others:
+        if a != b: raise ValueError(f'shapes {a} and {b}: they must be alike')
+    if 0 in a: raise DataError(f'shape {a}: there is nothing to judge')
+def _judged(y, *scores, w=None, both=True, share=False, **named):
+    "Truth (bool), scores and weights that can be judged: alike, finite, both answers there; from 0 to 1 where `share`"
+    y,scores = _truth(y, **named),[_finite(s, **named) for s in scores]
+    if y.ndim > 2: raise ValueError(f'truth of shape {y.shape}: (n,) or (n, k) is wanted')
+    _alike(y, *scores)
+    if both: _both(y, **named)
+    for s in scores:
+        if share and not (s.min() >= -1e-6 and s.max() <= 1 + 1e-6):
+            raise ValueError(f'scores run from {s.min():.3g} to {s.max():.3g}: probabilities are wanted, from 0 to 1')
+    return y, *(s if s.dtype.kind == 'f' else s.astype(float) for s in scores), _rows(w, y)
 
 # %% ../../nbs/foundations/02_evaluation.ipynb #db1bcba6
 def rates(y:np.ndarray, # truth: bool, shape (n, k); k = 1 for two classes (the column of the second)
           called:np.ndarray, # decision: bool, same shape
           w:np.ndarray=None, # weights, shape (b, n)
-         )->dict: # metric -> array of shape (b,); the mean over classes where there are several
+         )->dict: # metric -> array of shape (b,); the mean over classes where there are several; nan for 0/0
     "Accuracy, sensitivity, specificity, precision and F1"
-    w = _rows(w, y)
+    y,called,w = _truth(y),_truth(called, 'decision'),_rows(w, y)
+    _alike(y, called)
+    if y.ndim != 2: raise ValueError(f'truth of shape {y.shape}: (n, k) is wanted')
     tp,tn,fp,fn = (w@m.astype(np.float32) for m in (y & called, ~y & ~called, ~y & called, y & ~called))
     with np.errstate(invalid='ignore', divide='ignore'):
         res = dict(sensitivity=tp/(tp+fn), specificity=tn/(tn+fp), precision=tp/(tp+fp), F1=2*tp/(2*tp+fp+fn))
@@ -37,8 +91,9 @@ def auroc(y:np.ndarray, # truth: bool, shape (n,); or (n, k), one column a class
           w:np.ndarray=None, # weights, shape (n,) or (b, n) for b resamples; default 1
          )->np.ndarray: # shape (b,), in [0, 1]; the mean over classes where there are several
     "Area under the ROC curve, weighted, ties counted half (Hanley and McNeil 1982)"
-    y,score,w = np.asarray(y, dtype=bool),np.asarray(score),_rows(w, y)
-    if y.ndim == 2: return np.mean([auroc(a, s, w) for a,s in zip(y.T, score.T)], axis=0)
+    y,score,w = _judged(y, score, w=w)
+    return _auroc(y, score, w) if y.ndim == 1 else np.mean([_auroc(a, s, w) for a,s in zip(y.T, score.T)], axis=0)
+def _auroc(y, score, w):
     order = np.argsort(score, kind='stable')
     y,score,w = y[order],score[order],w[:, order]
     ties = np.flatnonzero(np.diff(score, prepend=np.nan) != 0)
@@ -52,8 +107,9 @@ def average_precision(y:np.ndarray, # truth: bool, shape (n,); or (n, k), one co
                       w:np.ndarray=None, # weights, shape (n,) or (b, n) for b resamples; default 1
                      )->np.ndarray: # shape (b,), in [0, 1]; the mean over classes where there are several
     "Area under the precision-recall curve by steps, weighted"
-    y,score,w = np.asarray(y, dtype=bool),np.asarray(score),_rows(w, y)
-    if y.ndim == 2: return np.mean([average_precision(a, s, w) for a,s in zip(y.T, score.T)], axis=0)
+    y,score,w = _judged(y, score, w=w)
+    return _ap(y, score, w) if y.ndim == 1 else np.mean([_ap(a, s, w) for a,s in zip(y.T, score.T)], axis=0)
+def _ap(y, score, w):
     order = np.argsort(-score, kind='stable')
     last = np.flatnonzero(np.diff(score[order], append=np.nan) != 0)
     tp,alarms = ((w*side)[:, order].cumsum(1)[:, last] for side in (y, 1))
@@ -78,6 +134,7 @@ def plot_roc(curves:dict, # name -> (truth, shape (n,); score, shape (n,))
             ): # matplotlib figure
     "ROC curves with their areas, and an operating point"
     from sklearn.metrics import roc_curve
+    curves = {n: _judged(y, s, of=n)[:2] for n,(y,s) in curves.items()}
     fig,ax = _axes(ax)
     for (name,(y,s)),dash in zip(curves.items(), _dashes):
         fpr,tpr,_ = roc_curve(y, s)
@@ -95,6 +152,10 @@ def resample(groups:np.ndarray, # patient of each row, shape (n,); or the number
             )->np.ndarray: # how often each row is drawn, shape (b, n)
     "Bootstrap weights that draw whole patients with replacement (Efron and Tibshirani 1993)"
     groups = np.arange(groups) if np.ndim(groups) == 0 else groups
+    if not len(groups): raise DataError('no row to draw from')
+    if (lost := np.asarray(pd.isna(groups))).any():
+        raise DataError(f'row {lost.argmax()} names no patient ({lost.sum()} of {len(lost)} rows are so): '
+                        'whole patients cannot be drawn. Fill in who they are.')
     names,who = np.unique(groups, return_inverse=True)
     draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1/len(names)), size=b)
     return draws[:, who].astype(np.float32)
@@ -107,6 +168,9 @@ def estimate(metric, # function of (y, score, weights)
              level:float=.95, # of the interval
             )->tuple: # value on the data, low, high
     "A metric with its percentile bootstrap interval"
+    if np.ndim(w) != 2: raise ValueError('weights of `resample` are wanted, shape (b, n)')
+    for what,v in (('truth', y), ('score', score)):
+        if v is not None: _rows(w, _finite(v, what))
     spread = metric(y, score, w)
     low,high = np.nanquantile(spread, [(1-level)/2, (1+level)/2])
     return float(metric(y, score, None)[0]), float(low), float(high)
@@ -119,8 +183,11 @@ def mean_interval(v:np.ndarray, # one value an image; nan is left out
                  )->tuple: # mean, low, high
     "Mean with its 95 % bootstrap interval over patients"
     v = np.asarray(v, dtype=float)
-    there = np.isfinite(v)
-    groups = (np.arange(len(v)) if groups is None else np.asarray(groups))[there]
+    groups = np.arange(len(v)) if groups is None else np.asarray(groups)
+    if v.shape != groups.shape: raise ValueError(f'values of shape {v.shape}, patients of shape {groups.shape}: they must be alike')
+    _finite(np.nan_to_num(v, posinf=np.inf, neginf=-np.inf), 'value', groups=groups)
+    there = ~np.isnan(v)
+    groups = groups[there]
     n = len(np.unique(groups))
     if n < least: raise DataError(f'{n} patients with a value: an interval over patients needs at least {least}. Add patients, or leave the interval out.')
     def mean(y, s, w): return s.mean(keepdims=True) if w is None else w@s/w.sum(1)
@@ -134,6 +201,7 @@ def difference(metric, # function of (y, score, weights)
                w:np.ndarray, # from `resample`
               )->tuple: # metric(a) - metric(b), low, high
     "Paired bootstrap of the difference between two models"
+    _alike(_finite(a, 'score of the first model'), _finite(b, 'score of the second model'))
     return estimate(lambda y,s,w: metric(y, s[..., 0], w) - metric(y, s[..., 1], w), y, np.stack([a, b], -1), w)
 
 # %% ../../nbs/foundations/02_evaluation.ipynb #e4346e1e
@@ -144,8 +212,8 @@ def delong(y:np.ndarray, # truth: bool, shape (n,); rows are independent: one ro
           )->tuple: # AUROC(a) - AUROC(b), low, high, p value (two-sided)
     "Test of the difference between two correlated AUROCs (DeLong et al. 1988)"
     from scipy.stats import norm,rankdata
-    y,scores = np.asarray(y, dtype=bool),np.stack([a, b])
-    m,n = y.sum(),(~y).sum()
+    y,a,b,_ = _judged(y, a, b, both=False)
+    scores,m,n = np.stack([a, b]),y.sum(),(~y).sum()
     if min(m, n) < 2: raise DataError(f'{m} positive and {n} negative rows: at least two of each are needed')
     ranks = lambda s: rankdata(s, axis=1)
     v10 = (ranks(scores)[:, y] - ranks(scores[:, y]))/n
@@ -161,8 +229,9 @@ def cut_for(y:np.ndarray, # truth: bool, shape (n,)
             sensitivity:float=.9, # wanted
            )->float: # call malignant what scores above it
     "The highest cut that still reaches a sensitivity"
+    y,score,_ = _judged(y, score)
+    if not 0 < sensitivity <= 1: raise ValueError(f'a sensitivity of {sensitivity}: it lies above 0, and is 1 at most')
     pos = np.sort(score[y])[::-1]
-    if not len(pos): raise DataError('no positive case: a sensitivity cannot be reached')
     return float(np.nextafter(pos[math.ceil(sensitivity*len(pos)) - 1], -np.inf, dtype=pos.dtype))
 
 # %% ../../nbs/foundations/02_evaluation.ipynb #668b59f7
@@ -172,21 +241,32 @@ class Judge:
                  data:ImageSet, # one split; or anything else with labels, classes, groups and multilabel
                  b:int=1000, # resamples
                 ):
-        k = len(data.classes)
-        self.labels,self.two = data.labels,not data.multilabel and k == 2
-        self.y = data.labels.astype(bool) if data.multilabel else data.labels[:, None] == ([1] if self.two else np.arange(k))
+        self.labels,self.two = data.labels,not data.multilabel and len(data.classes) == 2
+        self.named = dict(classes=list(data.classes)[self.two:], groups=data.groups)
+        is_class = data.labels if data.multilabel else data.labels[:, None] == np.arange(len(data.classes))
+        self.y = _truth(is_class[:, self.two:], **self.named)
+        if not data.multilabel and not (ok := is_class.any(1)).all():
+            _refuse(data.labels, ok, 'label', f'none of the {len(data.classes)} classes', groups=data.groups)
+        _both(self.y, **self.named)
         self.many = not self.two and not data.multilabel
         self.w = resample(len(data) if data.groups is None else data.groups, b)
-    def _columns(self, p): return p[:, None] if p.ndim == 1 else p[:, 1:] if self.two and p.shape[1] == 2 else p
+    def _columns(self, p):
+        "Scores as the truth is laid out, in columns"
+        p = np.asarray(p)
+        p = p[:, None] if p.ndim == 1 else p[:, 1:] if self.two and p.shape[1:] == (2,) else p
+        return _judged(self.y, p, both=False, **self.named)[1]
     def auroc(self, p): return estimate(auroc, self.y, self._columns(p), self.w)
     def gain(self, p, q): return difference(auroc, self.y, self._columns(p), self._columns(q), self.w)
-    def called(self, p, cut=.5): return p.argmax(1)[:, None] == np.arange(p.shape[1]) if self.many else self._columns(p) > cut
+    def called(self, p, cut=.5):
+        p = self._columns(p)
+        return p.argmax(1)[:, None] == np.arange(p.shape[1]) if self.many else p > cut
     def report(self, p, cut=.5)->pd.DataFrame: # one row a metric
         "All metrics with their intervals, at `cut`"
         called = self.called(p, cut)
         value,spread = rates(self.y, called),rates(self.y, called, self.w)
         rows = {k: (v[0], *np.nanquantile(spread[k], [.025, .975])) for k,v in value.items()}
-        return pd.DataFrame({'AUROC': self.auroc(p)} | rows, index=['value', 'low', 'high']).T.astype(float)
+        table = pd.DataFrame({'AUROC': self.auroc(p)} | rows, index=['value', 'low', 'high']).T.astype(float)
+        return table.rename_axis(f'positive: {self.named["classes"][0]}') if self.two else table
 
 # %% ../../nbs/foundations/02_evaluation.ipynb #f8126ce5
 def brier(y:np.ndarray, # truth: bool, shape (n,)
@@ -194,14 +274,12 @@ def brier(y:np.ndarray, # truth: bool, shape (n,)
           w:np.ndarray=None, # weights, shape (b, n)
          )->np.ndarray: # shape (b,): 0 is best
     "Mean squared error of probabilities (Brier 1950)"
-    w = _rows(w, y)
-    return w@(np.asarray(p) - y)**2/w.sum(1)
+    _,p,w = _judged(y, p, w=w, share=True)
+    return w@(p - y)**2/w.sum(1)
 
 # %% ../../nbs/foundations/02_evaluation.ipynb #91c817ae
 def _bins(p, bins):
     p = np.asarray(p, dtype=float)
-    if not ((p >= 0) & (p <= 1)).all():
-        raise ValueError(f'scores run from {p.min():.3g} to {p.max():.3g}: probabilities are wanted, from 0 to 1')
     return np.minimum((p*bins).astype(int), bins - 1)[:, None] == np.arange(bins)
 
 # %% ../../nbs/foundations/02_evaluation.ipynb #e8acb216
@@ -211,8 +289,8 @@ def ece(y:np.ndarray, # truth: bool, shape (n,)
         bins:int=10, # of equal width
        )->np.ndarray: # shape (b,): 0 is best
     "Expected calibration error (Naeini et al. 2015)"
-    w = _rows(w, y)
-    return abs(w@(_bins(p, bins)*(np.asarray(p) - y)[:, None])).sum(1)/w.sum(1)
+    _,p,w = _judged(y, p, w=w, share=True)
+    return abs(w@(_bins(p, bins)*(p - np.asarray(y))[:, None])).sum(1)/w.sum(1)
 
 # %% ../../nbs/foundations/02_evaluation.ipynb #995aa811
 def plot_reliability(curves:dict, # name -> (truth, shape (n,); probability, shape (n,))
@@ -222,6 +300,7 @@ def plot_reliability(curves:dict, # name -> (truth, shape (n,); probability, sha
                      ax=None, # matplotlib axes to draw into; default: a new figure
                     ): # matplotlib figure
     "Reliability diagram: promised probability against what happened"
+    curves = {n: (np.asarray(y), _judged(y, p, w=w, share=True, of=n)[1]) for n,(y,p) in curves.items()}
     fig,ax = _axes(ax)
     ax.plot([0, 1], [0, 1], color='.8', lw=1)
     for (name,(y,p)),dash in zip(curves.items(), _dashes):
@@ -244,10 +323,10 @@ def net_benefit(y:np.ndarray, # truth: bool, shape (n,)
                 w:np.ndarray=None, # weights, shape (b, n)
                )->np.ndarray: # shape (b, number of thresholds); in true positives per case
     "Net benefit of treating whoever has a probability of at least `t` (Vickers and Elkin 2006)"
-    t,w,y = np.atleast_1d(np.asarray(t, dtype=float)),_rows(w, y),np.asarray(y, dtype=bool)
+    t,(y,p,w) = np.atleast_1d(np.asarray(t, dtype=float)),_judged(y, p, w=w, share=True)
     if not ((t > 0) & (t < 1)).all(): raise ValueError(f'thresholds {t.min():.3g} to {t.max():.3g}: each lies between 0 and 1')
     worth = np.where(y[:, None], 1., -t/(1 - t))
-    return w@((np.asarray(p)[:, None] >= t)*worth)/w.sum(1, keepdims=True)
+    return w@((p[:, None] >= t)*worth)/w.sum(1, keepdims=True)
 
 # %% ../../nbs/foundations/02_evaluation.ipynb #51d13913
 def plot_decision(curves:dict, # name -> (truth, shape (n,); probability, shape (n,))
@@ -256,6 +335,8 @@ def plot_decision(curves:dict, # name -> (truth, shape (n,); probability, shape 
                   ax=None, # matplotlib axes to draw into; default: a new figure
                  ): # matplotlib figure
     "Decision curves: net benefit at each threshold, beside treating everybody and nobody"
+    curves = {n: _judged(y, p, share=True, of=n)[:2] for n,(y,p) in curves.items()}
+    if not curves: raise ValueError('no curve: give at least one model')
     fig,ax = _axes(ax)
     truth = next(iter(curves.values()))[0]
     everybody,top = net_benefit(truth, np.ones(len(truth)), t)[0],np.mean(truth)
@@ -269,9 +350,17 @@ def plot_decision(curves:dict, # name -> (truth, shape (n,); probability, shape 
     return fig
 
 # %% ../../nbs/foundations/02_evaluation.ipynb #a41443b3
+def _inside(m, name):
+    m = m.reshape(len(m), -1)
+    bad = m != m
+    if bad.any():
+        i = int((bad.any(1)*1).argmax())
+        raise DataError(f'{name} mask {i}: {int(bad[i].sum())} of {m.shape[1]} values are nan, neither inside nor outside '
+                        f'({int(bad.any(1).sum())} of {len(m)} masks are so). Mend what made them.')
+    return m > 0
 def _counts(pred, targ):
-    if pred.shape != targ.shape: raise ValueError(f'masks of shape {tuple(pred.shape)} and {tuple(targ.shape)}: they must be alike')
-    pred,targ = (m.reshape(len(m), -1) > 0 for m in (pred, targ))
+    _alike(pred, targ)
+    pred,targ = _inside(pred, 'predicted'),_inside(targ, 'true')
     return (pred & targ).sum(1), pred.sum(1) + targ.sum(1)
 
 # %% ../../nbs/foundations/02_evaluation.ipynb #49c3f570
@@ -298,11 +387,13 @@ def hausdorff95(pred:np.ndarray, # one mask, bool, shape (*spatial)
                )->float: # mm; 0 where both are empty, infinite where one is
     "95th percentile Hausdorff distance between the rims of two masks (Huttenlocher et al. 1993)"
     from scipy.ndimage import binary_erosion,distance_transform_edt
-    pred,targ = np.asarray(pred, dtype=bool),np.asarray(targ, dtype=bool)
-    if pred.shape != targ.shape: raise ValueError(f'masks of shape {pred.shape} and {targ.shape}: they must be alike')
+    pred,targ = _truth(pred, 'predicted mask'),_truth(targ, 'true mask')
+    _alike(pred, targ)
+    mm = np.broadcast_to(np.asarray(spacing, dtype=float), pred.ndim)
+    if not ((mm > 0) & (mm < math.inf)).all(): raise ValueError(f'spacing {spacing}: millimetres above 0 are wanted')
     if not (pred.any() and targ.any()): return math.inf if pred.any() or targ.any() else 0.
     rims = [m & ~binary_erosion(m) for m in (pred, targ)]
-    away = [distance_transform_edt(~r, sampling=spacing) for r in rims]
+    away = [distance_transform_edt(~r, sampling=mm) for r in rims]
     return max(float(np.percentile(away[i][rims[1-i]], percentile)) for i in (0, 1))
 
 # %% ../../nbs/foundations/02_evaluation.ipynb #7c10e25a
@@ -311,6 +402,9 @@ def box_iou(a:np.ndarray, # boxes in d dimensions: d lower, then d upper corners
            )->np.ndarray: # shape (n, m), in [0, 1]
     "Intersection over union of all pairs of boxes, in 2D, 3D or any dimension"
     a,b = np.asarray(a, dtype=float),np.asarray(b, dtype=float)
+    if a.ndim != 2 or a.shape[1] % 2 or a.shape[1:] != b.shape[1:]:
+        raise ValueError(f'boxes of shape {a.shape} and {b.shape}: (n, 2d) and (m, 2d) are wanted')
+    _finite(a, 'corner'),_finite(b, 'corner')
     d = a.shape[1]//2
     size = lambda x: (x[..., d:] - x[..., :d]).clip(0).prod(-1)
     both = size(np.concatenate([np.maximum(a[:, None, :d], b[None, :, :d]), np.minimum(a[:, None, d:], b[None, :, d:])], -1))
@@ -327,29 +421,44 @@ def _hits(truth, boxes, score, at):
     return score[order],hit
 
 # %% ../../nbs/foundations/02_evaluation.ipynb #2395f28c
+def _as_many(what, *lists):
+    if len({len(v) for v in lists}) > 1: raise ValueError(f'{what}: {", ".join(str(len(v)) for v in lists)}; they must be as many')
+def _scenes(truth, boxes, score):
+    "Images whose boxes can be judged: a score for each box, finite, and something to find"
+    _as_many('images with true boxes, boxes, scores', truth, boxes, score)
+    for i,v in enumerate(zip(boxes, score)): _as_many(f'image {i}: boxes, scores', *v)
+    for what,v in (('corner of a true box', truth), ('corner of a box found', boxes), ('score', score)):
+        if v and np.isfinite(np.concatenate([np.ravel(x) for x in v], dtype=float)).all(): continue
+        for i,x in enumerate(v): _finite(np.asarray(x, dtype=float), what, of=f'image {i}')
+    if not sum(map(len, truth)): raise DataError(f'no true box in {len(truth)} images: there is nothing to find')
+def _box_ap(truth, boxes, score, at):
+    found = [_hits(*(np.asarray(v, dtype=float) for v in i), at) for i in zip(truth, boxes, score)]
+    n,(s,hit) = sum(map(len, truth)),(np.concatenate(v) for v in zip(*found))
+    tp = hit[np.argsort(-s, kind='stable')].cumsum()
+    best = np.maximum.accumulate((tp/np.arange(1, len(tp)+1))[::-1])[::-1]
+    return float(np.r_[best, 0][np.searchsorted(tp/n, np.linspace(0, 1, 101))].mean())
 def box_ap(truth:list, # boxes of each image, shape (m, 2d)
            boxes:list, # boxes found in each image, shape (n, 2d)
            score:list, # score of each box found, shape (n,)
            at:float=.5, # IoU that makes a hit
-          )->float: # in [0, 1]; nan without any true box
+          )->float: # in [0, 1]
     "Average precision of boxes of one class: mean precision at 101 recalls (Lin et al. 2014)"
-    found = [_hits(*(np.asarray(v, dtype=float) for v in i), at) for i in zip(truth, boxes, score)]
-    n,(s,hit) = sum(map(len, truth)),(np.concatenate(v) for v in zip(*found))
-    if not n: return math.nan
-    tp = hit[np.argsort(-s, kind='stable')].cumsum()
-    best = np.maximum.accumulate((tp/np.arange(1, len(tp)+1))[::-1])[::-1]
-    return float(np.r_[best, 0][np.searchsorted(tp/n, np.linspace(0, 1, 101))].mean())
+    _scenes(truth, boxes, score)
+    return _box_ap(truth, boxes, score, at)
 
 # %% ../../nbs/foundations/02_evaluation.ipynb #39785456
 def mean_ap(truth:list, # (boxes, labels) of each image: shapes (m, 2d) and (m,)
             found:list, # (boxes, labels, scores) of each image: shapes (n, 2d), (n,) and (n,)
             at:tuple=(.5,), # IoUs that make a hit
-           )->pd.DataFrame: # one row a class, one column an IoU; the mean of a column is mAP@IoU
+           )->pd.DataFrame: # one row a class that has a true box, one column an IoU; the mean of a column is mAP@IoU
     "Average precision of each class of boxes"
     truth,found = ([tuple(map(np.asarray, i)) for i in s] for s in (truth, found))
+    for what,s in (('true', truth), ('found', found)):
+        for i,(b,l,*_) in enumerate(s): _as_many(f'image {i}: boxes, labels, {what}', b, l)
+    _scenes([b for b,_ in truth], [b for b,_,_ in found], [s for _,_,s in found])
     classes = np.unique(np.concatenate([t[1] for t in truth]))
     def of(c): return [b[l == c] for b,l in truth],[b[l == c] for b,l,_ in found],[s[l == c] for _,l,s in found]
-    return pd.DataFrame({t: {c: box_ap(*of(c), t) for c in classes} for t in at}).rename_axis('class')
+    return pd.DataFrame({t: {c: _box_ap(*of(c), t) for c in classes} for t in at}).rename_axis('class')
 
 # %% ../../nbs/foundations/02_evaluation.ipynb #17efe810
 def concordance(time:np.ndarray, # to the event or to the end of observation, shape (n,); for grades: minus the grade
@@ -358,9 +467,13 @@ def concordance(time:np.ndarray, # to the event or to the end of observation, sh
                 event:np.ndarray=None, # did it happen? bool, shape (n,); False is censored; default: all
                )->np.ndarray: # shape (b,), in [0, 1]; takes memory for n x n pairs
     "Concordance index (Harrell et al. 1982)"
-    t,s,w = np.asarray(time),np.asarray(score),_rows(w, time)
-    e = np.ones(len(t), bool) if event is None else np.asarray(event, dtype=bool)
+    t,s = _finite(time, 'time'),_finite(score)
+    e = np.ones(len(t), bool) if event is None else _truth(event, 'event')
+    _alike(t, s, e)
+    if t.ndim > 1: raise ValueError(f'times of shape {t.shape}: (n,) is wanted')
+    w = _rows(w, t)
     first = ((t[:, None] < t) | ((t[:, None] == t) & ~e))*e[:, None].astype(w.dtype)
+    if not first.any(): raise DataError(f'no pair of {len(t)} cases has a known order, so there is nothing to compare. Take more cases, with events.')
     right = first*((s[:, None] > s) + .5*(s[:, None] == s)).astype(w.dtype)
     with np.errstate(invalid='ignore'): return (w@right*w).sum(1)/(w@first*w).sum(1)
 
