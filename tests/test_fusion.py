@@ -79,6 +79,36 @@ def test_tables_and_classes_that_teach_nothing_are_named():
         joined(dict(blood=blood), pd.DataFrame(dict(label=['a', 'odd']*15, split=['train', 'test', 'train', 'valid', 'valid', 'test']*5), index=ids))
 
 
+@pytest.mark.parametrize('column', ['label', 'patient', 'split'])
+@pytest.mark.parametrize('empty', [None, np.nan, ' '])
+def test_an_empty_cell_is_no_class_no_patient_and_no_split(column, empty):
+    ids, pictures, blood, who = cases(30)
+    who = who.assign(patient=ids, split=['train', 'valid', 'test']*10)
+    who[column] = [*who[column][:3], empty, *who[column][4:]]
+    with pytest.raises(DataError, match=f"column '{column}' is empty in row 3, case P003"): joined(dict(blood=blood), who)
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
+def test_pictures_with_a_pixel_that_is_no_number_are_named(bad):
+    ids, pictures, blood, who = cases(30)
+    whole = pictures[::-1].astype(np.float32) # in another order than the cases
+    assert joined(dict(ct=(ids[::-1], whole), blood=blood), who).parts['ct'].dtype == np.float32
+    whole[[25, 28], 2, 3] = bad
+    with pytest.raises(DataError, match=r'ct in row 1, P001 has a pixel .*2 of 30'): joined(dict(ct=(ids[::-1], whole), blood=blood), who)
+
+
+def test_a_split_of_another_name_is_refused():
+    ids, _, blood, who = cases(30)
+    with pytest.raises(DataError, match="'Test' in row 29, P029"): joined(dict(blood=blood), who.assign(split=['train', 'valid', 'test']*9 + ['train', 'valid', 'Test']))
+
+
+def test_a_network_that_answers_nan_is_not_ranked(data, net):
+    test = data.part('test')
+    p = predict_joint(net, test)
+    p[4, 1] = np.nan
+    with pytest.raises(DataError, match=f"row 4, patient {test.groups[4]}, class 'ill': score is nan"): Judge(test, 10).auroc(p)
+
+
 def test_split_is_by_patient():
     who = cases(60)[3].assign(patient=np.repeat(np.arange(20), 3))
     d = joined(dict(blood=cases(60)[2]), who)
@@ -132,6 +162,17 @@ def test_folders_that_cannot_be_read_say_why(tmp_path):
     (d/'table.csv').unlink()
     with pytest.raises(DataError, match='cannot be read as a table'): read_joint(d)
     with pytest.raises(DataError, match=r'ct has shape \(3, 8, 8\) for 30 ids'): read_joint(folder(tmp_path, ct=np.zeros((3, 8, 8), np.uint8)))
+
+
+def test_folders_with_holes_say_where(tmp_path):
+    for column in ('id', 'label', 'patient'):
+        rows = pd.read_csv(folder(tmp_path)/'table.csv', dtype=str).assign(patient=[f'K{i}' for i in range(30)])
+        rows.loc[[4, 9], column] = ''
+        rows.to_csv(tmp_path/'table.csv', index=False)
+        with pytest.raises(DataError, match=f"column '{column}' is empty in row 4, .*2 of 30"): read_joint(tmp_path)
+    pictures = cases(30)[1][::-1].astype(np.float32)
+    pictures[20, 0, 0] = np.nan # of the ids from the last to the first
+    with pytest.raises(DataError, match='ct in row 9, P009'): joint_data(folder(tmp_path, ct=pictures))
 
 
 # Networks

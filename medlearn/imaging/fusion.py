@@ -70,14 +70,22 @@ def _match(name, ids, wanted):
     return ids.get_indexer(wanted)
 
 # %% ../../nbs/imaging/07_fusion.ipynb #0ab04f94
-def check_joint(data:Joint # all splits
+def check_joint(data:Joint, # all splits
+                ids:np.ndarray=None, # of the cases, to name one; default: the patients
                )->Joint: # the same
     "Refuse what cannot be learned from or judged, and say why"
+    def case(bad): return f'row {(i := np.argmax(bad))}, {(data.groups if ids is None else ids)[i]}'
+    for m,a in data.parts.items():
+        if m in data.columns or a.dtype.kind != 'f': continue
+        bad = ~np.isfinite(a).reshape(len(a), -1).all(1)
+        if bad.any(): raise DataError(f'{data.name}: {m} in {case(bad)} has a pixel that is no finite number ({bad.sum()} of {len(a)} pictures are so). Repair them, or leave those cases out of all.')
+    odd = ~np.isin(data.split, ['train', 'valid', 'test'])
+    if odd.any(): raise DataError(f'{data.name}: the split {data.split[odd][0]!r} in {case(odd)} is none of train, valid, test. Rename it.')
     for m,names in data.columns.items():
         if m not in data.parts: continue
         table = pd.DataFrame(data.parts[m], columns=names)
         holes = table.columns[~np.isfinite(table).all()]
-        if len(holes): raise DataError(f'{data.name}: column {holes[0]!r} of {m} has no number in row {(~np.isfinite(table[holes[0]])).argmax()}. Fill it, or leave it out.')
+        if len(holes): raise DataError(f'{data.name}: column {holes[0]!r} of {m} has no number in {case(~np.isfinite(table[holes[0]]))}. Fill it, or leave it out.')
         flat = table.columns[table[data.split == 'train'].nunique() < 2]
         if len(flat): raise DataError(f'{data.name}: column {flat[0]!r} of {m} is constant in the training split: it tells nothing. Leave it out.')
     for c,n in zip(data.classes, np.bincount(data.labels, minlength=len(data.classes))):
@@ -89,6 +97,10 @@ def check_joint(data:Joint # all splits
     return data
 
 # %% ../../nbs/imaging/07_fusion.ipynb #75a172c3
+def _filled(what, cells, ids):
+    "Refuse a cell that is empty: the first is named"
+    bad = (cells.isna() | (cells.astype(str).str.strip() == '')).to_numpy()
+    if bad.any(): raise DataError(f'{what} is empty in row {(i := bad.argmax())}, case {ids[i]} ({bad.sum()} of {len(bad)} are so). Fill it in, or leave those cases out of all.')
 def joined(parts:dict, # modality -> (ids, pictures) or a data frame with the ids as index
            cases:pd.DataFrame, # index: the ids; columns `label` and, where there are any, `patient` and `split`
            name:str='cases', # where it comes from
@@ -98,6 +110,8 @@ def joined(parts:dict, # modality -> (ids, pictures) or a data frame with the id
           )->Joint:
     "Modalities joined by the id of the case, checked"
     _match('the list of cases', cases.index, cases.index.unique())
+    for c in cases.columns.intersection(['label', 'patient', 'split']):
+        _filled(f'{name}: column {c!r}', cases[c], cases.index)
     arrays,columns = {},{}
     for m,a in parts.items():
         is_table = isinstance(a, pd.DataFrame)
@@ -109,7 +123,7 @@ def joined(parts:dict, # modality -> (ids, pictures) or a data frame with the id
     if (labels < 0).any(): raise DataError(f'{name}: case {cases.index[labels.argmin()]} has the label {cases.label.iloc[labels.argmin()]!r}, which is none of {classes}')
     who = (cases.patient if 'patient' in cases else cases.index.to_series()).to_numpy()
     split = cases['split'].to_numpy() if 'split' in cases else split_by_group(who, labels, fractions, seed)
-    return check_joint(Joint(arrays, labels, split, [str(c) for c in classes], who, name, columns))
+    return check_joint(Joint(arrays, labels, split, [str(c) for c in classes], who, name, columns), cases.index)
 
 # %% ../../nbs/imaging/07_fusion.ipynb #62f0dcdd
 def read_joint(folder:str, # holds images.npz and table.csv
@@ -123,6 +137,7 @@ def read_joint(folder:str, # holds images.npz and table.csv
     except (OSError, ValueError) as e: raise DataError(f'{table} cannot be read as a table: {e}. Check that it is there, with commas and a first line of names.') from e
     lost = [c for c in ('id', 'label') if c not in rows]
     if lost: raise DataError(f'{table} has no column {lost[0]!r}. Its columns: {", ".join(rows)}.')
+    _filled(f"{table}: column 'id'", rows.id, rows.index)
     rows = rows.set_index('id')
     cases,numbers = rows[rows.columns.intersection(['label', 'patient', 'split'])],rows.drop(columns=['label', 'patient', 'split'], errors='ignore')
     words = [c for c in numbers if numbers[c].dtype.kind not in 'bif']
