@@ -9,6 +9,7 @@ import nbformat.v4 as v4
 import pytest
 from typer.testing import CliRunner
 
+from medlearn.kit import cli
 from medlearn.kit.cli import app
 
 MEDLEARN = [sys.executable, '-c', 'from medlearn.kit.cli import main; main()']
@@ -135,6 +136,18 @@ def test_doctor_names_the_command_that_mends(monkeypatch):
     monkeypatch.setattr('medlearn.kit.cli.requirements', lambda: gone)
     done = call('doctor')
     assert done.exit_code == 1 and '-m pip install "torch>=2.6"' in done.stdout and 'pip install "pydicom>=3.0"' in done.stdout
+
+
+def test_an_extra_of_an_extra_is_looked_for(monkeypatch):
+    from importlib import metadata
+    real = metadata.version
+    def version(name):
+        if name in ('distributed', 'pynrrd'): raise metadata.PackageNotFoundError(name)
+        return real(name)
+    monkeypatch.setattr(metadata, 'version', version)
+    rows = [(r['name'], r['extra'], r['ok']) for r in cli.requirements()]
+    gone = {('distributed', 'scaling', False), ('distributed', 'cluster', False), ('pynrrd', 'formats', False)}
+    assert gone == {r for r in rows if r[0] in ('distributed', 'pynrrd')} and ('dask', 'scaling', True) in rows
 
 
 def best(command, n=5):

@@ -366,6 +366,15 @@ def bench(as_json:Annotated[bool, Option('--json', help='JSON instead of tables.
     if as_json: echo(runner.to_json(result), nl=False)
     else: _show_bench(result)
 
+# %% ../../nbs/kit/07_cli.ipynb #28e5209f
+def _of_extras(asked):
+    "What a requirement's own extras bring: Colab has Dask, and not the scheduler that `dask[distributed]` names"
+    from importlib.metadata import PackageNotFoundError,requires
+    from packaging.requirements import Requirement
+    try: theirs = [Requirement(r) for r in requires(asked.name) or []] if asked.extras else []
+    except PackageNotFoundError: return []
+    return [r for r in theirs if r.marker and any('extra' in str(r.marker) and r.marker.evaluate(dict(extra=e)) for e in asked.extras)]
+
 # %% ../../nbs/kit/07_cli.ipynb #dcfba916
 def requirements()->list: # dicts: name, spec (asked for), have (here, or None), extra ("" if required), ok
     "What medlearn's metadata asks for, and what is there"
@@ -373,12 +382,13 @@ def requirements()->list: # dicts: name, spec (asked for), have (here, or None),
     from packaging.requirements import Requirement
     about,rows = metadata('medlearn'),[]
     extras = ['', *(e for e in about.get_all('Provides-Extra', []) if e != 'all')]
-    for req in map(Requirement, about.get_all('Requires-Dist', [])):
-        extra = next((e for e in extras if not req.marker or req.marker.evaluate(dict(extra=e))), None)
-        try: have = version(req.name)
-        except PackageNotFoundError: have = None
-        ok = bool(have) and req.specifier.contains(have, prereleases=True)
-        if extra is not None: rows.append(dict(name=req.name, spec=str(req.specifier), have=have, extra=extra, ok=ok))
+    for asked in map(Requirement, about.get_all('Requires-Dist', [])):
+        extra = next((e for e in extras if not asked.marker or asked.marker.evaluate(dict(extra=e))), None)
+        for req in [asked, *_of_extras(asked)]*(extra is not None):
+            try: have = version(req.name)
+            except PackageNotFoundError: have = None
+            ok = bool(have) and req.specifier.contains(have, prereleases=True)
+            rows.append(dict(name=req.name, spec=str(req.specifier), have=have, extra=extra, ok=ok))
     return rows
 
 # %% ../../nbs/kit/07_cli.ipynb #f5d015c5
