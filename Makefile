@@ -6,7 +6,7 @@ READY := .venv/.ready
 INSTALLER ?= uv
 PIP = $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: course prove measure pretend-gpu test lab export lock clean
+.PHONY: course prove measure pretend-gpu colab-lane test lab export lock clean
 
 course: $(READY)
 	$(BIN)/medlearn run --profile smoke
@@ -22,6 +22,10 @@ measure: $(READY)
 # The chapters that train, by the rules of a GPU, where there is none: tests/pretended_gpu/rules.py says which rules.
 pretend-gpu: $(READY)
 	PYTHONPATH=tests/pretended_gpu $(BIN)/medlearn run foundations imaging sequences --profile smoke
+
+# Every chapter beside Colab's packages at Colab's versions, which the chapters' set-up cells must not move: in .colab, 6 GB
+colab-lane: $(READY)
+	$(BIN)/python tests/colab_lane.py
 
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
@@ -39,7 +43,7 @@ lock:
 	uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 --all-extras -q -o requirements.lock pyproject.toml
 
 clean:
-	rm -rf .venv runs build dist *.egg-info
+	rm -rf .venv .colab runs build dist *.egg-info
 
 $(READY): requirements.lock settings.ini setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "medlearn needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.11")'

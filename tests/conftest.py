@@ -7,7 +7,7 @@ import pytest
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
-LONGEST = ['test_chapters', 'test_wheel', 'test_kernels', 'test_cluster', 'test_newest', 'test_device']
+LONGEST = ['test_chapters', 'test_colab', 'test_wheel', 'test_kernels', 'test_cluster', 'test_newest', 'test_device']
 
 
 def pytest_collection_modifyitems(items):

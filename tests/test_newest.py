@@ -1,14 +1,11 @@
-"The generated library beside newer fastai and fastcore than the lock has: what a Colab user brings"
+"The generated library beside newer fastai and fastcore than the lock and Colab have (tests/test_colab.py has Colab's)"
 import json, os, re, subprocess, sys
 from pathlib import Path
 
 import pytest
 
 root = Path(__file__).parent.parent
-VERSIONS = {
-    'newest': 'fastai==2.8.12 fastcore==2.2.39 fasttransform==0.0.5',
-    'Colab in August 2026': 'fastai==2.8.8 fastcore==2.2.12 fasttransform==0.0.5',
-}
+PINS = 'fastai==2.8.12 fastcore==2.2.39 fasttransform==0.0.5'.split()
 TRAIN = '''
 import importlib, json
 from pathlib import Path
@@ -36,18 +33,17 @@ print(json.dumps(dict(versions=[m.__version__ for m in (fastai, fastcore)], name
 '''
 
 
-@pytest.fixture(scope='module', params=VERSIONS.values(), ids=VERSIONS.keys())
-def beside(request, tmp_path_factory):
+@pytest.fixture(scope='module')
+def beside(tmp_path_factory):
     "A folder with other versions of fastai and its small companions; torch and the rest stay as they are"
     folder = tmp_path_factory.mktemp('newer')
-    pins = request.param.split()
     pip = [sys.executable, '-m', 'pip', 'install', '-q', '--disable-pip-version-check', '--no-deps',
-           '--only-binary=:all:', '--retries', '1', '--timeout', '20', '--target', str(folder), *pins]
+           '--only-binary=:all:', '--retries', '1', '--timeout', '20', '--target', str(folder), *PINS]
     done = subprocess.run(pip, capture_output=True, text=True)
     offline = re.search('connection|resolve host|name resolution|timed out|proxy', done.stderr, re.I)
     if done.returncode and offline: pytest.skip(f'the package registry cannot be reached: {done.stderr[-200:]}')
     assert done.returncode == 0, done.stderr
-    return folder, dict(p.split('==') for p in pins)
+    return folder, dict(p.split('==') for p in PINS)
 
 
 def test_library_trains_beside_it(beside, tmp_path):
