@@ -223,3 +223,41 @@ def test_what_is_no_picture_is_refused(tmp_path):
                       (made(tmp_path/'w.dcm', grey, WindowCenter=1, WindowWidth=0), r'w.dcm cannot .*Window Width'),
                       (made(tmp_path/'h.dcm', colours, 'HSV'), 'h.dcm cannot be read.*HSV')]:
         with pytest.raises(DataError, match=f'(?s){said}'): S.dicom_picture(path)
+
+# Values that are not what they are taken for
+
+def warned(f, *a):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        out = f(*a)
+    return out,[str(w.message) for w in said]
+
+@pytest.mark.parametrize('fields,kind', [(dict(RescaleSlope=1, RescaleIntercept=-1024, RescaleType='HU'), None), (dict(RescaleSlope=1, RescaleIntercept=-1024), None),
+    ({}, 'stored values'), (dict(RescaleSlope=.01, RescaleIntercept=0, RescaleType='Z_EFF'), 'Z_EFF'), (dict(RescaleSlope=1, RescaleIntercept=0, RescaleType='HU_MOD'), 'HU_MOD')])
+def test_a_ct_that_is_not_in_hu_is_named(tmp_path, fields, kind):
+    grouped = dict(SharedFunctionalGroupsSequence=[item(PixelValueTransformationSequence=[item(**fields)])]) if fields else {}
+    for more in (fields, grouped):
+        (x,_),said = warned(S.read_dicom, made(tmp_path/'c.dcm', grey, Modality='CT', **more))
+        assert np.allclose(x, grey*fields.get('RescaleSlope', 1.) + fields.get('RescaleIntercept', 0))
+        assert not said if kind is None else len(said) == 1 and 'c.dcm: a CT that is not in HU' in said[0] and kind in said[0]
+    assert not warned(S.read_dicom, made(tmp_path/'m.dcm', grey, Modality='MR'))[1]
+
+def test_a_second_mapping_to_a_quantity_is_named(tmp_path):
+    suv = item(RealWorldValueSlope=.0003, RealWorldValueIntercept=0., MeasurementUnitsCodeSequence=[item(CodeValue='{SUVbw}g/ml', CodeMeaning='Standardized Uptake Value body weight')])
+    rescale = dict(RescaleSlope=2, RescaleIntercept=0, Modality='PT', Units='BQML')
+    same = item(RealWorldValueSlope=2., RealWorldValueIntercept=0.)
+    for more in (dict(RealWorldValueMappingSequence=[suv]), dict(PerFrameFunctionalGroupsSequence=[item(RealWorldValueMappingSequence=[suv])])):
+        (x,_),said = warned(S.read_dicom, made(tmp_path/'p.dcm', grey, **rescale, **more))
+        assert (x == 2*grey.astype(float)).all() and len(said) == 1 and 'p.dcm: its header also maps stored values to Standardized Uptake' in said[0]
+    assert not warned(S.read_dicom, made(tmp_path/'p.dcm', grey, **rescale, RealWorldValueMappingSequence=[same]))[1]
+
+def test_a_nifti_without_an_orientation_is_named(tmp_path):
+    nib = pytest.importorskip('nibabel')
+    x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    for s,q in ((0, 0), (1, 0), (0, 1)):
+        img = nib.Nifti1Image(x, np.diag([2, 2, 2, 1]))
+        img.set_sform(img.affine, code=s), img.set_qform(img.affine, code=q)
+        img.header.set_xyzt_units('mm')
+        nib.save(img, tmp_path/'n.nii')
+        said = warned(S.read_nifti, tmp_path/'n.nii')[1]
+        assert (len(said) == 1 and 'n.nii names no orientation' in said[0]) if s == q == 0 else not said
