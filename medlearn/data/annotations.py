@@ -6,15 +6,16 @@
 __all__ = ['MaskSet', 'mni_tissue', 'mask_folder', 'nifti_pairs', 'coco_boxes', 'voc_boxes', 'npz_masks', 'scans_from']
 
 # %% ../../nbs/data/08_annotations.ipynb #5d142418
-import gzip,hashlib,json,re,warnings
+import gzip,hashlib,json,os,re,warnings
 from dataclasses import dataclass,replace
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 from .images import Splits,check_leak,show_images,split_by_group
 from .scans import as_slices,contours,paired,read_nifti,read_nrrd,window
-from ..kit.fetch import DataError,card,digest_of,fetch,load,load_npz,read_member,used
+from ..kit.fetch import DataError,_folders,card,digest_of,fetch,load,load_npz,read_member,used
 
 # %% ../../nbs/data/08_annotations.ipynb #64d5d12c
 @dataclass(eq=False)
@@ -151,12 +152,13 @@ def _twice(pairs):
 
 # %% ../../nbs/data/08_annotations.ipynb #deac3612
 def _files(folder, endings):
-    "Files of a folder, by their name without ending"
-    if not Path(folder).is_dir(): raise DataError(f'{folder} is not a folder. Check the path.')
-    every = [p for p in sorted(Path(folder).iterdir()) if not p.name.startswith('.')]
-    found = [p for p in every if p.name.lower().endswith(endings)]
+    "Files of a folder and of the folders in it, by their path there without ending"
+    folder = Path(folder)
+    if not folder.is_dir(): raise DataError(f'{folder} is not a folder. Check the path.')
+    every = sorted((d/n).relative_to(folder) for d,names in _folders(folder) for n in names)
+    found = [p for p in every if p.name.lower().endswith(endings) and not any(part.startswith('.') for part in p.parts)]
     if not found: raise DataError(f'{folder} has no files that end in {", ".join(endings)}.')
-    stems = [(re.sub(r'(\.nii)?\.\w+$', '', p.name), p) for p in found]
+    stems = [(re.sub(r'(\.nii)?\.\w+$', '', p.as_posix()), folder/p) for p in found]
     if two := _twice(stems): raise DataError(f'{two[1]} and {two[2].name} differ in their endings only: which of them '
                                              'is meant cannot be told. Rename one, or take it away.')
     return dict(stems)
@@ -169,16 +171,29 @@ def _record(name, files):
     used(name, f'sha256:{every.hexdigest()}')
 
 # %% ../../nbs/data/08_annotations.ipynb #61874b77
-def _patients(stems, patient):
-    "Patients of files, found in the name by a pattern"
-    found = [re.search(patient or '(.*)', s) for s in stems]
-    lost = [s for s,f in zip(stems, found) if not (f and f.groups())]
-    if lost: raise DataError(f'the pattern {patient!r} finds no patient in {lost[0]}. Put brackets around the '
-                             'part that names the patient.')
-    return np.array([f[1] for f in found])
-def _split(stems, patient, fractions, seed):
+def _patients(names, patient):
+    "Patients of files, found by a pattern in the paths, or else in the names alone"
+    try: pattern = re.compile(patient or '(.*)')
+    except re.error as e: raise DataError(f'patient={patient!r} is no pattern: {e}. Write one such as "^(.*)_".') from e
+    for texts in (names, [n.rpartition('/')[2] for n in names]):
+        found = [f[1] if (f := pattern.search(s)) and f.groups() else None for s in texts]
+        if all(found): return np.array(found)
+    lost = next(n for n,f in zip(names, found) if not f)
+    raise DataError(f'the pattern {patient!r} finds no patient in {lost}. Put brackets around the '
+                    'part that names the patient.')
+def _advice(names):
+    "A pattern that finds three patients or more, in words"
+    if len(names) < 3: return 'Add files of other patients.'
+    for p in ('^(.*)/', '^(.*?)[_/]', '^(.*?)-', r'(\d+)'):
+        try: found = _patients(names, p)
+        except DataError: continue
+        if len(set(found)) > 2: return f'patient= is a pattern on the path of a file: patient=r"{p}" finds {found[0]} in {names[0]}.'
+    return f'patient= is a pattern on the path of a file, such as {names[0]}. Leave patient= out where each file is a patient of its own.'
+def _split(names, patient, fractions, seed):
     "Split and patients of files"
-    groups = _patients(stems, patient)
+    names = [*names]
+    groups = _patients(names, patient)
+    if (n := len(set(groups))) < 3: raise DataError(f'{n} patients cannot fill three splits: at least 3 are needed. {_advice(names)}')
     return dict(split=split_by_group(groups, np.zeros(len(groups), int), fractions, seed), groups=groups)
 
 # %% ../../nbs/data/08_annotations.ipynb #d54c9938
@@ -264,49 +279,93 @@ def _numbered(masks, classes, name, first='label 1'):
     table[[*names]] = range(len(names))
     return table[masks] if isinstance(masks, np.ndarray) else [table[m] for m in masks],[*names.values()]
 
+# %% ../../nbs/data/08_annotations.ipynb #632f1c93
+def _pairs(images, masks, endings, ending, image_ending, choose=lambda x, y: x):
+    "Files of pictures and of masks, by the names that they share; in a common folder, files that end otherwise are left out"
+    x,y = _files(images, endings),_files(masks, endings)
+    if Path(images).samefile(masks):
+        y = {n: p for n,p in y.items() if n.endswith(ending)}
+        x = {n: p for n,p in x.items() if n.endswith(image_ending) and n not in y}
+    lone = [n for s,end in ((x, image_ending), (y, ending)) for n in s if not n.endswith(end)]
+    x,y = ({n.removesuffix(end): p for n,p in s.items()} for s,end in ((x, image_ending), (y, ending)))
+    x = choose(x, y)
+    lone = [*dict.fromkeys(lone + [n for n in [*x, *y] if n not in x or n not in y])]
+    after = f', the picture with {image_ending!r} after it'*bool(image_ending) + f', the mask with {ending!r} after it'*bool(ending)
+    if lone: raise DataError(f'{lone[0]} is in one of {images} and {masks} only ({len(lone)} such files). '
+                             f'Pairs need the same name{after}.')
+    return x,y
+
 # %% ../../nbs/data/08_annotations.ipynb #7f43d67e
+_kinds = '.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.gif', '.ppm', '.pgm', '.pnm'
+
 def mask_folder(images:str, # folder of pictures
                 masks:str, # folder of masks, with the same names
                 classes:list=('background', 'object'), # names of the classes in the masks, or a dict number -> name
-                ending:str='', # what mask names have after the image's name: "_mask", "_segmentation"
+                ending:str='', # what mask names have after the common name: "_mask", "_segmentation"
                 shape:tuple=None, # (height, width) wanted; default as they are
                 colour:bool=None, # False: colour is refused; True: grey becomes colour; default as they are
-                patient:str=None, # pattern for the patient in a file name, in brackets: r"^(P\d+)_"
+                patient:str=None, # pattern for the patient in a file's path, in brackets: r"^(P\d+)_", or "^(.*)/" for a folder each
                 fractions:tuple=(.6, .15, .25), # shares of train, valid and test
                 seed:int=0, # of the split
+                image_ending:str='', # what image names have after the common name, as `ending` for masks: "_training"
                )->MaskSet:
     "Pictures, turned as their EXIF says, and their masks from two folders; masks with a palette give its indices"
-    pictures = '.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp'
-    x,y = _files(images, pictures),_files(masks, pictures)
-    lone = [n for n in x if n+ending not in y] + [n for n in y if n.removesuffix(ending) not in x]
-    after = f', the mask with {ending!r} after it' if ending else ''
-    if lone: raise DataError(f'{lone[0]} is in one of {images} and {masks} only ({len(lone)} such files). '
-                             f'Pairs need the same name{after}.')
-    drawn,got = [_open_mask(y[n+ending]) for n in x],[]
+    x,y = _pairs(images, masks, _kinds, ending, image_ending)
+    drawn,got = [_open_mask(y[n]) for n in x],[]
     pics,sizes,_ = _pictures([*x.values()], shape, colour, [m.shape for m in drawn])
     numbers = [*classes] if isinstance(classes, dict) else range(len(classes))
     for n,size,m in zip(x, sizes, drawn):
         if m.shape != size:
-            raise DataError(f'{x[n]} has shape {size}, its mask {y[n+ending]} {m.shape}. Resample one of them.')
+            raise DataError(f'{x[n]} has shape {size}, its mask {y[n]} {m.shape}. Resample one of them.')
         if [*numbers] == [0, 1] and set(np.unique(m)) <= {0, 255}: m = m//255
         odd = np.setdiff1d(m, numbers)
-        if len(odd): raise DataError(f'{y[n+ending]} has the label {odd[0]}, which is outside the classes '
+        if len(odd): raise DataError(f'{y[n]} has the label {odd[0]}, which is outside the classes '
                                      f'{list(classes)}. JPEG changes values: save masks as PNG. Else name all classes.')
         got.append(_fit(m.astype(np.uint8), shape, False)[0])
     name = Path(images).parent.name
     got,classes = _numbered(np.stack(got), classes, name)
     _record(name, [*x.values(), *y.values()])
-    return MaskSet(pics, got, classes, name=name, **_split([*x], patient, fractions, seed))
+    return MaskSet(pics, got, classes, name=name, **_split(x, patient, fractions, seed))
+
+# %% ../../nbs/data/08_annotations.ipynb #5679264b
+def _cases(x, y, channel):
+    "Name of the mask -> file, and which of its channels; of several files case_0000, case_0001 `channel` picks one"
+    cases = {}
+    for n,p in x.items():
+        m = re.fullmatch(r'(.+)_(\d{4})', n)
+        case,k = (m[1], int(m[2])) if m and n not in y and m[1] in y else (n, None)
+        cases.setdefault(case, {})[k] = p
+    for case,of in cases.items():
+        names = ', '.join(p.name for p in of.values())
+        if len(of) > 1 and (None in of or channel is None):
+            raise DataError(f'{case} has {len(of)} channels, {names}: keep one of them, or choose with channel=0, the number in the name.')
+        if None not in of and channel not in (None, *of): raise DataError(f'{case} has no channel {channel}: there is {names}.')
+    return {case: (of[None], channel) if None in of else (of[min(of) if channel is None else channel], None) for case,of in cases.items()}
+
+def _volume(path, channel=None, mask=False):
+    "Array of three axes, and affine; axes of one are dropped, of several channels one is picked"
+    x,affine = (read_nrrd if path.suffix == '.nrrd' else read_nifti)(path)
+    x = x.reshape(*x.shape[:3], *[s for s in x.shape[3:] if s > 1])
+    if x.ndim not in (3, 4): raise DataError(f'{path} has {x.ndim} axes. Save one volume a file.')
+    n = x.shape[3] if x.ndim == 4 else 1
+    has = f'{path} has {n} channel' + 's'*(n > 1)
+    if mask and n > 1: raise DataError(f'{has}, where a mask has one class number a voxel. Save the numbers as one volume.')
+    if channel is not None and not 0 <= channel < n: raise DataError(f'{has}, so channel={channel} is not there. Count from 0.')
+    if channel is None and n > 1: raise DataError(f'{has}: save one channel a file, or choose one with channel=0 to {n-1}.')
+    return x[..., channel] if n > 1 else x, affine
 
 # %% ../../nbs/data/08_annotations.ipynb #9b93f186
 def nifti_pairs(images:str, # folder of volumes, or a folder that holds imagesTr and labelsTr (or images and labels)
-                masks:str=None, # folder of masks, with the same names
+                masks:str=None, # folder of masks, with the same names; for case_0000 the name case
                 classes:list=None, # names of the classes, background first, or a dict number -> name; default those drawn
                 level_width:tuple=None, # window in HU, for CT; default the quantiles 0.005 and 0.995 of each volume
                 shape:tuple=None, # (slices, rows, columns) wanted; default what holds the largest volume
-                patient:str=None, # pattern for the patient in a file name, in brackets
+                patient:str=None, # pattern for the patient in a file's path, in brackets
                 fractions:tuple=(.6, .15, .25), # shares of train, valid and test
                 seed:int=0, # of the split
+                channel:int=None, # which of several channels, from 0: of a fourth axis, or of files case_0000, case_0001
+                ending:str='', # what mask names have after the common name: "_seg"
+                image_ending:str='', # what image names have after it: "_flair"
                )->MaskSet: # volumes as `as_slices` stacks them; `table` has their own shapes
     "Volumes and their masks from folders of NIfTI or NRRD files, whatever their orientation"
     root,ends = Path(images),('.nii', '.nii.gz', '.nrrd')
@@ -314,15 +373,10 @@ def nifti_pairs(images:str, # folder of volumes, or a folder that holds imagesTr
         two = next((p for p in (('imagesTr', 'labelsTr'), ('images', 'labels')) if (root/p[0]).is_dir()), None)
         if not two: raise DataError(f'{root} holds no imagesTr and labelsTr, nor images and labels. Pass both folders.')
         images,masks = root/two[0],root/two[1]
-    x,y = _files(images, ends),_files(masks, ends)
-    lone = sorted(x.keys() ^ y.keys())
-    if lone: raise DataError(f'{lone[0]} is in one of {images} and {masks} only ({len(lone)} such files). '
-                             'Pairs need the same name.')
-    def read(p): return (read_nrrd if p.suffix == '.nrrd' else read_nifti)(p)
+    x,y = _pairs(images, masks, ends, ending, image_ending, partial(_cases, channel=channel))
     pics,got,mm = [],[],[]
-    for n in x:
-        s = paired(read(x[n]), read(y[n]), str(x[n]), classes if isinstance(classes, dict) else classes and list(classes))
-        if s.voxels.ndim != 3: raise DataError(f'{x[n]} has {s.voxels.ndim} axes. Save one volume a file.')
+    for n,(path,k) in x.items():
+        s = paired(_volume(path, k), _volume(y[n], mask=True), str(path), classes if isinstance(classes, dict) else classes and list(classes))
         low,high = np.quantile(s.voxels, (.005, .995)) if level_width is None else (0, 1)
         grey = window(s.voxels, *(level_width or ((low+high)/2, max(high-low, 1e-6))))
         pics.append(as_slices(grey)), got.append(as_slices(s.mask)), mm.append(s.spacing[::-1])
@@ -335,9 +389,9 @@ def nifti_pairs(images:str, # folder of volumes, or a folder that holds imagesTr
         return res
     got,classes = _numbered(got, classes, Path(images).parent.name)
     name,table = Path(images).parent.name,pd.DataFrame(own, columns=['slices', 'rows', 'columns']).assign(file=[*x])
-    _record(name, [*x.values(), *y.values()])
+    _record(name, [*(p for p,_ in x.values()), *y.values()])
     return MaskSet(np.stack([centred(a) for a in pics]), np.stack([centred(a) for a in got]), classes, name=name,
-                   spacing=np.array(mm), table=table, **_split([*x], patient, fractions, seed))
+                   spacing=np.array(mm), table=table, **_split(x, patient, fractions, seed))
 
 # %% ../../nbs/data/08_annotations.ipynb #f6d9a013
 def _usable(boxes, size, where, drop_bad):
@@ -382,7 +436,7 @@ def coco_boxes(file:str, # annotations, .json
                drop_bad:bool=False, # leave out boxes of no area or outside the image
                shape:tuple=None, # (height, width) wanted; default as they are
                colour:bool=None, # False: colour is refused; True: grey becomes colour
-               patient:str=None, # pattern for the patient in a file name, in brackets
+               patient:str=None, # pattern for the patient in a file's path, in brackets: "^(.*)/" for a folder each
                fractions:tuple=(.6, .15, .25), # shares of train, valid and test
                seed:int=0, # of the split
               )->MaskSet:
@@ -407,9 +461,12 @@ def coco_boxes(file:str, # annotations, .json
         if two := _twice(pairs): raise DataError(f'{file}: the {what} {two[0]} stands twice, for {two[1]} and {two[2]}: '
                                                  'boxes would be lost or torn apart. Give each picture and class one id.')
     paths = [Path(images or Path(file).parent)/n for n in names.values()]
+    if not paths: raise DataError(f'{file} names no pictures.')
+    home = os.path.commonpath([os.path.abspath(p.parent) for p in paths])
+    shown = [Path(os.path.relpath(p, home)).with_suffix('').as_posix() for p in paths]
     _record(Path(file).name, [file, *filter(Path.is_file, paths)])
     return _boxed(Path(file).name, paths, [*found.values()], stated, ['background', *cats.values()], drop_bad, shape, colour,
-                  **_split([Path(n).stem for n in names.values()], patient, fractions, seed))
+                  **_split(shown, patient, fractions, seed))
 
 # %% ../../nbs/data/08_annotations.ipynb #410df66b
 def _listed(folder, names, patient, fractions, seed):
@@ -442,13 +499,13 @@ def voc_boxes(folder:str, # holds Annotations, JPEGImages, and ImageSets/Main wh
               drop_bad:bool=False, # leave out boxes of no area or outside the image
               shape:tuple=None, # (height, width) wanted; default as they are
               colour:bool=None, # False: colour is refused; True: grey becomes colour
-              patient:str=None, # pattern for the patient in a file name, in brackets; no patient may be in two splits
+              patient:str=None, # pattern for the patient in a file's path, in brackets; no patient may be in two splits
               fractions:tuple=(.6, .15, .25), # shares of train, valid and test; ignored for splits with a list
               seed:int=0, # of the split, likewise
              )->MaskSet:
     "Boxes of a folder in the layout of Pascal VOC, with its own lists; a list it lacks is taken from its training list"
     folder = Path(folder)
-    xml,pics = _files(folder/'Annotations', ('.xml',)),_files(folder/'JPEGImages', ('.jpg', '.jpeg', '.png', '.bmp'))
+    xml,pics = _files(folder/'Annotations', ('.xml',)),_files(folder/'JPEGImages', _kinds)
     lone = sorted(xml.keys() - pics.keys())
     if lone: raise DataError(f'{xml[lone[0]]} has no picture in {folder/"JPEGImages"} ({len(lone)} such files).')
     if bare := sorted(pics.keys() - xml.keys()):
@@ -464,7 +521,7 @@ def voc_boxes(folder:str, # holds Annotations, JPEGImages, and ImageSets/Main wh
             raise DataError(f'{path} cannot be read as VOC annotations: {e}. Check the file.') from e
     of,more = _listed(folder, xml, patient, fractions, seed) or (xml, None)
     xml = {n: xml[n] for n in of}
-    more = more or _split([*xml], patient, fractions, seed)
+    more = more or _split(xml, patient, fractions, seed)
     raw,stated = zip(*(objects(p) for p in xml.values()))
     classes = sorted({o[0] for r in raw for o in r})
     found = [[(*o[1:], classes.index(o[0])+1) for o in r] for r in raw]
@@ -512,7 +569,7 @@ def scans_from(dataset:str, # name of a card ("simulated_ct", "mni152"), a .npz 
     if boxes or p.suffix == '.npz': return (boxes or npz_masks)(p, **kw)
     pair = next((n for n in (('imagesTr', 'labelsTr'), ('images', 'labels'), ('images', 'masks')) if holds(*n)), None)
     if pair:
-        scans = any(f.name.endswith(('.nii', '.nii.gz', '.nrrd')) for f in (p/pair[0]).iterdir())
+        scans = any(f.name.endswith(('.nii', '.nii.gz', '.nrrd')) for f in (p/pair[0]).rglob('*'))
         return (nifti_pairs if scans else mask_folder)(*(p/n for n in pair), **kw)
     if p.exists(): raise DataError(f'{p} has no layout that is known: Annotations and JPEGImages, imagesTr and '
                                    'labelsTr, images and labels or masks, a file .npz or .json. Call a loader with both paths.')
