@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given,settings,strategies as st
-from medlearn.data import images as I
+from medlearn.data import doors,images as I
 from medlearn.kit import fetch as F
 from medlearn.kit.fetch import DataError
 
@@ -217,7 +217,7 @@ def saved(tmp_path):
 
 def test_npz_is_read_and_recorded(saved):
     p = saved()
-    data = I.images_from(str(p))
+    data = doors.images_from(str(p))
     assert repr(data) == 'mine.npz: 6 train, 6 valid, 6 test; 8×8; 2 classes' and data.classes == ['0', '1'] and data.groups is None
     assert ('mine.npz', F.digest_of(p)) in F.seen
     assert (data.part('test').images == arrays()['test_images']).all() and data.labels.shape == (18,)
@@ -238,7 +238,7 @@ def test_npz_multilabel(saved):
 def test_npz_class_names_come_from_the_card(saved):
     assert I.read_npz(saved('pneumoniamnist_64.npz')).classes == ['normal', 'pneumonia']
     y = np.arange(6)
-    assert I.read_npz(saved('pneumoniamnist.npz', test_labels=y)).classes == list('012345')
+    assert I.read_npz(saved('pneumoniamnist.npz', train_labels=y, val_labels=y, test_labels=y)).classes == list('012345')
 
 def test_npz_floats_are_scaled(saved):
     x = np.linspace(0, 1, 6*64).reshape(6, 8, 8)
@@ -278,23 +278,68 @@ def test_npz_faults_are_named(saved, message):
     with pytest.raises(DataError, match=message) as e: I.read_npz(p)
     assert str(p) in str(e.value) and str(e.value).endswith('.')
 
+@pytest.mark.parametrize('move,said', [
+    (lambda x: np.moveaxis(x, -1, 1), r'3 channels before rows and columns. Colour is .*np.moveaxis\(images, 1, -1\)'),
+    (lambda x: np.concatenate([x, x[..., :1]], -1), r'4 channels after rows and columns. .*images\[..., :3\]'),
+    (lambda x: np.moveaxis(np.concatenate([x, x[..., :1]], -1), -1, 1), r'4 channels before .*np.moveaxis\(images, 1, -1\)\[..., :3\]'),
+    (lambda x: x[..., :2], r'2 channels after rows and columns. Save one of them: images\[..., 0\]')])
+def test_channels_are_not_taken_for_slices(saved, move, said):
+    a = arrays(shape=(8, 8, 3))
+    with pytest.raises(DataError, match=said): I.read_npz(saved(**{k: move(v) if 'images' in k else v for k,v in a.items()}))
+
+def test_opacity_that_is_full_is_left_out(saved):
+    a = arrays(shape=(8, 8, 3))
+    with pytest.warns(UserWarning, match='fourth channel, opacity'):
+        data = I.read_npz(saved(**{k: np.concatenate([v, np.full_like(v[..., :1], 255)], -1) if 'images' in k else v for k,v in a.items()}))
+    assert (data.images == np.concatenate([a[f'{s}_images'] for s in ('train', 'val', 'test')])).all()
+
+@pytest.mark.parametrize('labels,said', [
+    (dict(val_labels=np.zeros(6, int)), "valid has no image of '1'"), (dict(test_labels=np.ones(6, int)), "test has no image of '0'"),
+    ({f'{s}_labels': np.arange(6)%2 + 1 for s in ('train', 'val', 'test')}, 'no label is 0, the lowest is 1'),
+    ({f'{s}_labels': np.c_[np.arange(6)%2, np.ones(6, int)] for s in ('train', 'val', 'test')}, "train has no image without '1'")])
+def test_a_class_that_a_split_lacks_is_named_at_once(saved, labels, said):
+    with pytest.raises(DataError, match=said): I.read_npz(saved(**labels))
+
+def test_npz_may_name_patients_and_classes(saved):
+    who = {f'{s}_patients': np.array([f'{s}{i//2}' for i in range(6)]) for s in ('train', 'val', 'test')}
+    data = I.read_npz(saved(classes=np.array(['well', 'ill']), **who))
+    assert data.classes == ['well', 'ill'] and len(set(data.groups)) == 9 and data.facts()['patients'].startswith('9,')
+    with pytest.raises(DataError, match='patient train0 is in'): I.read_npz(saved(**who | dict(test_patients=who['train_patients'])))
+    with pytest.raises(DataError, match='val_patients is missing'): I.read_npz(saved(**who | dict(val_patients=None)))
+
+def test_the_positive_class_can_be_named(saved):
+    plain,turned = I.read_npz(saved()),I.read_npz(saved(), positive='0')
+    assert turned.classes == ['1', '0'] and (turned.labels == 1 - plain.labels).all() and turned.facts()['counts as positive'] == '0'
+    with pytest.raises(DataError, match="no class 'ill'"): I.read_npz(saved(), positive='ill')
+
+def test_facts_count_what_pandas_counts(saved):
+    x = arrays()['train_images']
+    data = I.read_npz(saved(test_images=np.concatenate([x[:2], arrays()['test_images'][2:]]), test_labels=np.array([1, 1, 0, 1, 0, 1])))
+    table = pd.DataFrame(dict(key=[i.tobytes() for i in data.images], split=data.split, label=data.labels)).groupby('key').agg(['nunique', 'size'])
+    many = table[table[('split', 'size')] > 1]
+    said = data.facts()['the same picture twice']
+    torn,odd = ((many[(c, 'nunique')] > 1).sum() for c in ('split', 'label'))
+    assert said.startswith(f'{len(many)} pictures, {many[("split", "size")].sum()} rows; in two splits: {torn}, first in rows 0 and 12')
+    assert f'can be right on both: {odd}, first in rows 0 and 12' in said and (torn, odd) == (2, 1)
+    assert data.facts()['splits'] == 'train 6, valid 6, test 6' and '<th' in data.facts()._repr_html_()
+
 def test_npz_that_is_no_npz(tmp_path, saved):
     (tmp_path/'text.npz').write_text('not a zip')
     whole = saved().read_bytes()
     (tmp_path/'cut.npz').write_bytes(whole[:len(whole)//2])
     for name in ('text.npz', 'cut.npz', 'absent.npz'):
-        with pytest.raises(DataError, match=name): I.images_from(tmp_path/name)
+        with pytest.raises(DataError, match=name): doors.images_from(tmp_path/name)
 
 def test_names(monkeypatch):
     asked = []
-    monkeypatch.setattr(I, 'medmnist', lambda *a, **k: asked.append((*a, k.get('size'))))
-    for name in ('pathmnist', 'pathmnist_64', 'pathmnist@224', 'organmnist3d_64'): I.images_from(name)
-    I.images_from('pathmnist', size=128)
+    monkeypatch.setattr(doors, 'medmnist', lambda *a, **k: asked.append((*a, k.get('size'))))
+    for name in ('pathmnist', 'pathmnist_64', 'pathmnist@224', 'organmnist3d_64'): doors.images_from(name)
+    doors.images_from('pathmnist', size=128)
     assert asked == [('pathmnist', None), ('pathmnist', 64), ('pathmnist', 224), ('organmnist3d', 64), ('pathmnist', 128)]
 
 def test_unknown_names_list_the_nearest():
-    with pytest.raises(DataError, match='breastmnist'): I.images_from('brestmnist')
-    with pytest.raises(DataError, match='28'): I.images_from('breastmnist_29')
+    with pytest.raises(DataError, match='breastmnist'): doors.images_from('brestmnist')
+    with pytest.raises(DataError, match='28'): doors.images_from('breastmnist_29')
 
 def test_breastmnist_from_a_mirror(monkeypatch, tmp_path):
     if not SHARED.is_dir(): pytest.skip(f'{SHARED} is absent: BreastMNIST is not here to serve as a mirror')

@@ -24,7 +24,8 @@ from fastai.callback.core import Callback
 from fastai.distributed import DistributedDL,teardown_distrib
 from fastai.learner import Learner
 from fastai.torch_core import num_distrib,rank_distrib
-from ..data.images import ImageSet,STYLE,images_from
+from ..data.doors import images_from
+from ..data.images import ImageSet,STYLE
 from .evaluation import Judge
 from .training import loss_for,one_cycle,predict,small_cnn,tensor_loaders
 from ..kit.chapter import seed_everything

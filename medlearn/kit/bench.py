@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 # %% ../../nbs/kit/06_bench.ipynb #48772da7
-def _data(): return import_module('medlearn.data.images')
+def _data(): return import_module('medlearn.data.doors')
 def _training(): return import_module('medlearn.foundations.training')
 
 # %% ../../nbs/kit/06_bench.ipynb #51631a0e

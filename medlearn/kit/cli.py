@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'data', 'list_chapters', 'show_results', 'show_sabotage', 'show_slowest', 'check_device', 'run', 'measure',
-           'figures', 'publish', 'data_list', 'data_card', 'data_fetch', 'data_verify', 'bench', 'requirements',
-           'lacking', 'ailments', 'doctor', 'main']
+           'figures', 'publish', 'data_list', 'data_card', 'data_fetch', 'data_verify', 'data_check', 'bench',
+           'requirements', 'lacking', 'ailments', 'doctor', 'main']
 
 # %% ../../nbs/kit/07_cli.ipynb #5be4c79f
 import os,signal,sys
@@ -319,6 +319,19 @@ def data_verify(name:_AnyName=None, # of the card; none: all
     rows = verify(name)
     _table(_console(), None, dict(name='name', file='file', state='state'), rows)
     raise Exit(int(any(r['state'] == 'bad' for r in rows)))
+
+# %% ../../nbs/kit/07_cli.ipynb #b2eb9035
+@data.command('check')
+def data_check(path:Annotated[Path, Argument(help='A file or folder of your own.')], # the data
+               as_json:Annotated[bool, Option('--json', help='A JSON object instead of a table.')]=False, # JSON?
+              ):
+    "Say what your data are, how they are read, what should worry, and which chapters take them; status 1 if they are refused."
+    from importlib import import_module
+    doors = import_module('medlearn.data.doors')
+    found = doors.check(path)
+    if as_json: echo(runner.to_json(found), nl=False)
+    else: _table(_console(), None, dict(what='', found=''), [dict(what=k, found=v) for k,v in found.items()])
+    raise Exit(int(isinstance(found, doors.NotRead)))
 
 # %% ../../nbs/kit/07_cli.ipynb #897b42a1
 _Sides = Annotated[list[int], Option('--size', min=16, help='Pixels a side; repeatable; default: 28 and 64.')]
