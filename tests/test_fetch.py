@@ -641,7 +641,7 @@ def test_arrays_of_other_data_are_made_anew(serve, place):
     assert len(made) == 2
 
 
-def test_arrays_of_several_files_hear_of_each(serve, place):
+def test_arrays_of_several_files_hear_of_each(serve, place, monkeypatch):
     s = serve()
     def two(second):
         c = make(s.url)
@@ -658,4 +658,11 @@ def test_arrays_of_several_files_hear_of_each(serve, place):
     assert [got(b'x', **both), got(b'x', **both), got(b'y', **both), got(b'y', **both)] == [1, 1, 2, 2]
     assert [got(b'y'), got(b'z')] == [3, 3]
     assert {d for _, d in F.seen} >= {sha, 'sha256:' + hashlib.sha256(b'y').hexdigest()}
+    asked = []
+    fetch = F.fetch
+    monkeypatch.setattr(F, 'fetch', lambda c, id=None: asked.append(id) or fetch(c, id))
+    c = two(b'y')
+    c.files.append(F.File('toy.bin', 'url', sha, id='again', url=f'{s.url}/toy.bin'))
+    F.arrays('toy', c, [squares], squares, ids=(None, 'again', 'other'))
+    assert len(asked) == 2 and 'other' in asked
     with pytest.raises(F.UnknownName, match='third'): got(b'x', ids=('third',))

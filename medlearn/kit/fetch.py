@@ -450,9 +450,10 @@ def arrays(name:str, # of what is made, with its parameters: it names the file
     "Arrays made from a verified data set, once: kept in the cache, and verified when they are read"
     import numpy as np
     from inspect import getsource
-    for id in ids: fetch(of, id)
-    digests = [card(of).file(id).digest for id in ids]
-    key = hashlib.sha256('\n'.join([*digests, np.__version__, *map(getsource, by)]).encode()).hexdigest()[:12]
+    c = card(of)
+    files = {c.file(id).digest: id for id in ids}
+    for id in files.values(): fetch(c, id)
+    key = hashlib.sha256('\n'.join([*files, np.__version__, *map(getsource, by)]).encode()).hexdigest()[:12]
     path = cache_dir()/'arrays'/f'{name}-{key}.npz'
     try:
         with open(path, 'rb') as f:
