@@ -46,6 +46,11 @@ def test_until_published_nothing_installs_from_an_address_that_somebody_could_ta
     assert {user for user, _ in addresses(root)} <= {here['user'], '%(user)s'}
 
 
+def test_without_a_checkout_there_is_no_address(tmp_path):
+    with pytest.raises(WrongUsage, match='settings.ini is not there'): address(tmp_path)
+    with pytest.raises(WrongUsage, match='checkout'): publish('some-one', root=tmp_path)
+
+
 def test_published_every_place_has_the_same_address(copy):
     n = len(setups(copy))
     changed = publish('some-one', 'course.kit', 'stable', copy)

@@ -16,8 +16,9 @@ from . import runner
 def address(root:Path=None, # the checkout; default: the one that is imported
            )->dict: # user, repo, branch, published (can the account exist?)
     "Where the course says it can be had"
-    conf = ConfigParser()
-    conf.read(Path(root or Path(medlearn.__file__).parent.parent)/'settings.ini', encoding='utf-8')
+    conf,file = ConfigParser(),Path(root or Path(medlearn.__file__).parent.parent)/'settings.ini'
+    if not conf.read(file, encoding='utf-8'):
+        raise runner.WrongUsage(f'{file} is not there: the address stands in a checkout of medlearn')
     found = {k: conf['DEFAULT'][k] for k in ('user', 'repo', 'branch')}
     return found | dict(published='_' not in found['user'])
 
