@@ -177,6 +177,22 @@ def test_resumed_on_the_same_data_only(tmp_path):
         assert not finished(work()[0], tmp_path/'out')
 
 
+@pytest.mark.parametrize('name', ['100', '100.hea'])
+def test_all_files_of_a_wfdb_record_are_its_data(tmp_path, name):
+    from medlearn.kit.runner import own_data
+    for end in ('hea', 'dat', 'atr'): (tmp_path/f'100.{end}').write_text('1')
+    (tmp_path/'1001.dat').write_text('1')
+    chapter(tmp_path/'nbs', 'imaging/01_data', params=PARAMS + 'external = ""')
+    def digest(): return own_data(plan(params=dict(external=f'./{name}'), folder=tmp_path/'nbs', cwd=tmp_path)[0])['external']
+    seen = [digest()]
+    for end in ('dat', 'atr', 'hea'):
+        (tmp_path/f'100.{end}').write_text('2')
+        seen.append(digest())
+    (tmp_path/'1001.dat').write_text('2')
+    assert len({*seen}) == 4 and digest() == seen[-1]
+    assert own_data(plan(params=dict(external='./none'), folder=tmp_path/'nbs', cwd=tmp_path)[0]) == {}
+
+
 def test_data_that_change_during_a_run_are_not_recorded(tmp_path):
     (tmp_path/'mine.csv').write_text('1')
     chapter(tmp_path/'nbs', 'imaging/01_data', 'open(dataset, "a").write("2")', claim(True), params=PARAMS + 'dataset = "toy"')

@@ -138,15 +138,16 @@ class Job:
 
 # %% ../../nbs/kit/03_runner.ipynb #6b3ece3f
 def own_data(job:Job # with or without paths
-            )->dict: # name of a parameter -> digest of the file or of all files of the folder that it names
+            )->dict: # name of a parameter -> digest of all files that it names
     "Digests of a reader's own data"
     from medlearn.kit.fetch import _folders,digest_of
-    def content(path):
-        files = dict(data=path, options=path.with_suffix('.toml'))
-        if path.is_dir(): files = {(d/n).relative_to(path).as_posix(): d/n for d,names in _folders(path) for n in names}
-        text = json.dumps(sorted((n, digest_of(p)) for n,p in files.items() if p.is_file()))
-        return 'sha256:' + hashlib.sha256(text.encode()).hexdigest()
-    return {k: content(Path(v)) for k,v in job.paths.items()}
+    def files(path):
+        if path.is_dir(): return {(d/n).relative_to(path).as_posix(): d/n for d,names in _folders(path) for n in names}
+        if path.suffix not in ('', '.hea'): return dict(data=path, options=path.with_suffix('.toml'))
+        return {p.name: p for p in path.parent.glob('*') if p == path or p.name.startswith(f'{path.stem}.')}
+    paths = {k: Path(v) for k,v in job.parameters.items() if isinstance(v, str) and os.path.isabs(v)}
+    found = {k: sorted((n, digest_of(p)) for n,p in files(path).items() if p.is_file()) for k,path in paths.items()}
+    return {k: 'sha256:' + hashlib.sha256(json.dumps(f).encode()).hexdigest() for k,f in found.items() if f}
 
 # %% ../../nbs/kit/03_runner.ipynb #cd4d0a5c
 def plan(names=(), # chapters and parts; empty: everything
