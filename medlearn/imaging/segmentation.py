@@ -14,7 +14,7 @@ from torch import Tensor,nn
 from fastai.learner import Learner
 from ..data.annotations import MaskSet,scans_from
 from ..data.images import show_images
-from ..foundations.evaluation import dice,hausdorff95,iou,mean_interval
+from ..foundations.evaluation import _finite,dice,hausdorff95,iou,mean_interval
 from ..foundations.training import EMA,channels_first,one_cycle,tensor_loaders
 from ..kit.fetch import DataError
 
@@ -38,6 +38,7 @@ def score_masks(pred:np.ndarray, # class numbers, shape (n, *spatial)
                )->pd.DataFrame: # one row per image and class other than the background
     "Pixels, Dice, IoU and Hausdorff distance of each image; in mm where the spacing is known, else in pixels"
     if pred.shape != data.masks.shape: raise DataError(f'{data.name}: predictions of shape {pred.shape}, the reference of {data.masks.shape}')
+    _finite(pred, 'class', of=data.name)
     rows = []
     for i,(p,t) in enumerate(zip(pred, data.masks)):
         who,mm = i if data.groups is None else data.groups[i], 1. if data.spacing is None else tuple(data.spacing[i])
@@ -97,7 +98,7 @@ def decide(prob:np.ndarray, # class probabilities, shape (n, classes, *spatial)
            more:float=0, # evidence wanted to leave the background, as the logarithm of the odds
           )->np.ndarray: # class numbers, uint8, shape (n, *spatial)
     "The class of each pixel"
-    z = np.log(np.maximum(prob, 1e-7))
+    z = np.log(np.maximum(_finite(prob, 'probability'), 1e-7))
     z[:, 0] += more
     return z.argmax(1).astype(np.uint8)
 
@@ -267,7 +268,7 @@ def predict_masks(learn:Learner, # from `mask_learner`, trained
         x = dl.prepare(x.to(dl.device))
         views = [model(x.flip(m) if m else x).softmax(1) for m in mirrors]
         res.append(sum(v.flip(m) if m else v for v,m in zip(views, mirrors))/len(views))
-    return torch.cat(res).float().cpu().numpy()
+    return _finite(torch.cat(res).float().cpu().numpy(), 'probability')
 
 # %% ../../nbs/imaging/03_segmentation.ipynb #28cca2d4
 def show_outlines(data:MaskSet, # one split
@@ -305,6 +306,7 @@ def found(pred:np.ndarray, # class numbers, shape (n, h, w)
          )->pd.DataFrame: # one row per object
     "How much of each true object was found; and its Dice with itself, moved by one pixel"
     from skimage.measure import label
+    _finite(pred, 'class', of=data.name)
     rows = []
     for i,(p,t) in enumerate(zip(pred, data.masks)):
         objects = data.instances[i].astype(int) if data.instances is not None else label(t)

@@ -16,7 +16,7 @@ from fastai.learner import Learner
 from ..data.annotations import MaskSet
 from ..data.images import ImageSet,Mask,lidc_masks,lidc_readings,split_by_group
 from ..data.scans import contours,window
-from ..foundations.evaluation import mean_interval
+from ..foundations.evaluation import _alike,_finite,mean_interval
 from ..foundations.training import EMA,one_cycle,tensor_loaders
 from .segmentation import MaskLoss,Padded,score_masks,tiled
 from ..kit.fetch import DataError
@@ -120,6 +120,7 @@ def agreement(reference:np.ndarray, # one measurement of each case
               found:np.ndarray, # the other
              )->tuple: # bias (found - reference), lower and upper limit of agreement
     "Bias and 95 % limits of agreement (Bland and Altman 1986)"
+    _alike(_finite(found, 'what was found'), _finite(reference, 'the reference'))
     d = np.asarray(found, dtype=float) - np.asarray(reference, dtype=float)
     if len(d) < 2: raise DataError(f'{len(d)} cases: limits of agreement need two at least')
     return float(d.mean()), float(d.mean() - 1.96*d.std(ddof=1)), float(d.mean() + 1.96*d.std(ddof=1))
@@ -238,6 +239,8 @@ def measure(pred:np.ndarray, # class numbers, shape (n, d, h, w)
     "Dice, Hausdorff distance and millilitres of each structure of each volume"
     if data.spacing is None: raise DataError(f'{data.name} has no spacing: without it there are no millilitres')
     s,mm = score_masks(pred, data),np.asarray(data.spacing)
+    absent = s.groupby('class', sort=False).pixels.sum().eq(0)
+    if absent.any(): raise DataError(f'{data.name}: no reference mask has {absent.idxmax()!r}, so there is nothing to find. Leave the class out, or take more volumes.')
     farthest,ml = np.linalg.norm(mm*pred.shape[1:], axis=1)[s.row],mm.prod(1)[s.row]/1000
     return pd.DataFrame(dict(patient=s.patient, structure=s['class'], dice=s.dice, hd95_mm=np.minimum(s.hd95, farthest),
                              ml=s.called*ml, ml_reference=s.pixels*ml))
@@ -325,7 +328,10 @@ def segmenter(learn:Learner # trained by `fit_volumes`
     "The trained network as a function for `tiled`"
     model,dl = learn.model.eval(),learn.dls.valid
     @torch.inference_mode()
-    def called(x): return model(dl.prepare(x.to(dl.device))).argmax(1, keepdim=True).byte()
+    def called(x):
+        score = model(dl.prepare(x.to(dl.device)))
+        if not score.isfinite().all(): raise DataError('the network answers nan or infinity: train it anew, with a smaller learning rate')
+        return score.argmax(1, keepdim=True).byte()
     return called
 
 # %% ../../nbs/imaging/04_volumes.ipynb #cdd874b3

@@ -13,6 +13,7 @@ from dataclasses import replace
 from fastai.learner import Learner
 from torch import Tensor,nn
 from ..data.signals import Signals,beats,clean,faults,normalised,plot_ecg,r_peaks,rhythms,rr_features
+from ..foundations.evaluation import _finite
 from ..foundations.sequences import (Attend,Max,Mean,Recurrent,SequenceSet,probabilities,read_all,real_steps,
                                             sequence_loaders,sequence_loss)
 from ..foundations.training import class_weights,one_cycle
@@ -268,6 +269,7 @@ def attention_share(s:Signals, # with true peaks and symbols
     "How much weight lies near beats of some kind, and how much an even spread would put there"
     res = np.full((len(s), 2), np.nan)
     for i,w in enumerate(weights):
+        _finite(w, 'weight of a step', of=f'record {i}')
         own = np.isin(s.symbols[i], list(kind))
         own,others = s.peaks[i][own],s.peaks[i][~own]
         if away and len(others): own = own[abs(own[:, None] - others).min(1) > away*s.rate]

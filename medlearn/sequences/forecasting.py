@@ -13,7 +13,7 @@ import numpy as np,pandas as pd,torch,torch.nn.functional as F
 from fastai.learner import Learner
 from torch import Tensor,nn
 from ..data.events import Records
-from ..foundations.evaluation import resample
+from ..foundations.evaluation import _finite,resample
 from ..foundations.sequences import Last,Recurrent,SequenceNet,SequenceSet,read_all,sequence_loaders
 from ..foundations.training import KeepBest,one_cycle
 from ..kit.fetch import DataError,_unknown
@@ -222,6 +222,7 @@ class Scores:
             )->np.ndarray: # shape (1 + draws, horizon, d)
         "Mean over the answers that count"
         ok,parts = self.ok & where,[]
+        _finite(np.where(ok, e, 0), 'error of an answer', groups=self.w.patient)
         for v in (np.where(ok, e, 0), ok):
             sums = np.zeros((self.weights.shape[1], v[0].size))
             np.add.at(sums, self.who, v.reshape(len(v), -1))
@@ -329,6 +330,8 @@ def conformal(band:np.ndarray, # from `forecast`, shape (n, horizon, d, 3)
               level:float=.9, # share of the answers that the band is to hold
              )->np.ndarray: # units by which both ends move out, shape (horizon, d); 0 where there is no answer
     "How much wider a band has to be on new people (Romano et al. 2019)"
+    known = np.isfinite(w.y) & np.isfinite(w.last)[:, None]
+    _finite(np.where(known[..., None], band, 0), 'band of an answer', groups=w.patient)
     miss,res = np.maximum(band[..., 1] - w.y, w.y - band[..., 2]),np.zeros(w.y.shape[1:])
     for i in np.ndindex(res.shape):
         e = miss[(slice(None), *i)]

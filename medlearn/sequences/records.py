@@ -14,6 +14,7 @@ from pathlib import Path
 from torch import Tensor,nn
 from fastai.learner import Learner
 from ..data.events import Cohort,Records,Vocabulary,_dates,_day,_mimic,_mimic_files,stream
+from ..foundations.evaluation import _truth
 from ..foundations.sequences import Attend,Last,Max,Mean,Recurrent,SequenceNet,SequenceSet,Transformer,sequence_loaders
 from ..foundations.training import KeepBest,one_cycle
 from ..kit.fetch import DataError
@@ -44,7 +45,7 @@ def censoring_weights(time:np.ndarray, # days to the event or to the end of obse
                       horizon:float, # day up to which the event is asked about
                      )->np.ndarray: # shape (n,): 0 where the answer is not known; their sum is n where somebody is followed to the horizon
     "Inverse-probability-of-censoring weights of yes-or-no answers; they suppose that censoring is independent of the event"
-    t,e = np.asarray(time, dtype=float),np.asarray(event, dtype=bool)
+    t,e = np.asarray(time, dtype=float),_truth(event, 'event')
     if not (t >= 0).all(): raise DataError(f'times run from {t.min():g}: they are numbers, 0 or more days after the landmark.')
     lost = ~e & (t < horizon)
     if lost.all(): raise DataError(f'none of {len(t)} people was followed up to day {horizon:g} or had the event before: nothing can be weighted.')

@@ -20,7 +20,7 @@ from fastai.text.data import LMDataLoader
 from fastai.text.learner import language_model_learner
 from fastai.text.models.awdlstm import AWD_LSTM,awd_lstm_lm_config
 from ..data.text import Reports,Vocab,entity_counts,entity_f1,mentions,to_ids,to_spans,to_tags,words
-from ..foundations.evaluation import auroc
+from ..foundations.evaluation import _finite,_rows,auroc
 from ..foundations.sequences import Last,Max,Mean,SequenceNet,SequenceSet,read_all,real_steps,sequence_loaders,sequence_loss
 from ..foundations.training import EMA,KeepBest,one_cycle
 from ..kit.fetch import DataError
@@ -261,7 +261,9 @@ def sentence_f1(y, # not used: the counts hold the truth
                 w:np.ndarray=None, # weights, shape (b, n)
                )->np.ndarray: # shape (b,)
     "F1 of whole entities, weighted: a metric for `estimate` and `difference`"
-    true,found,right = ((np.ones((1, len(counts))) if w is None else w)@counts).T
+    counts = _finite(counts, 'count')
+    if not counts[:, 0].any(): raise DataError(f'no true entity in {len(counts)} sentences: there is nothing to find')
+    true,found,right = (_rows(w, counts)@counts).T
     return 2*right/np.maximum(true + found, 1e-9)
 
 # %% ../../nbs/sequences/04_text.ipynb #2ca97521
