@@ -72,6 +72,13 @@ def entities(at):
     for f in ('train', 'devel', 'test'): (at/f'{f}.tsv').write_text('the\tO\nflu\tB-Disease\n\nno\tO\n')
     return at
 
+def joint(at):
+    at.mkdir()
+    ids = [f'p{i}' for i in range(18)]
+    np.savez(at/'images.npz', ids=np.array(ids), ct=noise(18, 8, 8))
+    pd.DataFrame(dict(id=ids, label=['a', 'b']*9, crp=range(18))).to_csv(at/'table.csv', index=False)
+    return at
+
 def record(at):
     wfdb = pytest.importorskip('wfdb')
     at.mkdir()
@@ -81,7 +88,7 @@ def record(at):
     return at/'r1'
 
 made = {'images': lambda p: medmnist(p/'a.npz'), 'mask_folder': lambda p: pairs(p/'m'), 'volumes': lambda p: volumes(p/'v'), 'voc': lambda p: voc(p/'voc'),
-        'coco': lambda p: coco(p/'coco'), 'records': lambda p: records(p/'rec'), 'reports': lambda p: reports(p/'rep.csv'), 'entities': lambda p: entities(p/'ner'), 'wfdb': lambda p: record(p/'w')}
+        'coco': lambda p: coco(p/'coco'), 'records': lambda p: records(p/'rec'), 'reports': lambda p: reports(p/'rep.csv'), 'entities': lambda p: entities(p/'ner'), 'joint': lambda p: joint(p/'j'), 'wfdb': lambda p: record(p/'w')}
 
 @pytest.mark.parametrize('kind', made)
 def test_each_kind_is_known_read_and_counted(tmp_path, kind):
@@ -92,7 +99,7 @@ def test_each_kind_is_known_read_and_counted(tmp_path, kind):
     assert found['this is'] == D.kinds[kind].what and str(at) in found['chapters that take it'] and found['read by'].startswith('medlearn.data.')
     want = dict(images=('splits', 'train 8, valid 8, test 8'), mask_folder=('pictures', '8 of 16×16'), volumes=('pictures', '6 of 6×8×8'), voc=('boxes', 'cell 6; 0 pictures without'),
                 coco=('boxes', 'cell 6; 0 pictures without'), records=('outcomes', 'lived 6 (50%), died 6 (50%)'), reports=('classes', 'a 6, b 6'),
-                entities=('entities', 'Disease 3'), wfdb=('beats', 'N 2, V 1'))[kind]
+                entities=('entities', 'Disease 3'), joint=('modalities', 'ct 8×8, table 1'), wfdb=('beats', 'N 2, V 1'))[kind]
     assert found[want[0]] == want[1]
 
 def test_volumes_in_the_layout_of_medmnist_go_elsewhere(tmp_path):
@@ -149,7 +156,7 @@ def test_codes_and_outcomes_that_are_not_known(tmp_path):
     out.loc[2, 'label'] = 'unknown'
     out.to_csv(at/'outcomes.csv', index=False)
     (at/'dataset.toml').write_text('missing = [-9]')
-    with pytest.raises(DataError, match='row 3'): D.records_from(at)
+    with pytest.raises(DataError, match="outcomes.csv: row 4: the label 'unknown'"): D.records_from(at)
     (at/'dataset.toml').write_text('missing = [-9]\nunknown = "leave out"')
     assert len(D.records_from(at)) == 11 and D.records_from(at).counts['coded as missing'] == 1
 
@@ -158,6 +165,24 @@ def test_the_chapters_own_choices_give_way_but_not_its_seed(tmp_path):
     assert D.scans_from(at, shape=(10, 10), drop_bad=True, seed=1).images.shape[1:3] == (10, 10)
     (at/'dataset.toml').write_text('shape = [12, 12]')
     assert D.scans_from(at, shape=(10, 10)).images.shape[1:3] == (12, 12)
+
+def test_pictures_with_numbers_in_their_table_go_to_fusion(tmp_path):
+    for i in range(18): Image.fromarray(noise(12, 12)).save(tmp_path/f'x{i}.png')
+    rows = pd.DataFrame(dict(file=[f'x{i}.png' for i in range(18)], label=['a', 'b']*9, patient=[f'p{i//2}' for i in range(18)], age=range(40, 58), sex=['f', 'm']*9))
+    rows.sample(frac=1, random_state=0).to_csv(tmp_path/'labels.csv', index=False)
+    data = D.joint_from(tmp_path, side=12, seed=1)
+    assert data.columns == dict(table=['age']) and data.parts['pictures'].shape == (18, 12, 12)
+    want = {x.tobytes(): (a, l) for x,a,l in zip([np.asarray(Image.open(tmp_path/f)) for f in rows.file], rows.age, rows.label)}
+    assert all(want[x.tobytes()] == (a, data.classes[y]) for x,a,y in zip(data.parts['pictures'], data.parts['table'][:, 0], data.labels))
+    assert 'imaging/fusion' in D.check(tmp_path)['chapters that take it']
+    with pytest.raises(DataError, match="column 'sex' of labels.csv holds text, such as '[fm]'"): import_joint(tmp_path, ['age', 'sex'])
+    rows.loc[3, 'age'] = np.nan
+    rows.to_csv(tmp_path/'labels.csv', index=False)
+    with pytest.raises(DataError, match="column 'age' of table has no number in row 3, x3.png"): D.joint_from(tmp_path)
+
+def import_joint(folder, columns):
+    from medlearn.data.joint import pictures_and_table
+    return pictures_and_table(folder, columns=columns)
 
 # Wrong doors
 

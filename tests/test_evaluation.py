@@ -334,8 +334,3 @@ def test_concordance_agrees_with_lifelines_and_scipy(seed, theirs):
     close(E.concordance(t, s), (1 - somersd(t, s).statistic)/2)
 
 # Duplicates
-
-def test_equal_pictures_are_found():
-    images = np.random.default_rng(0).integers(0, 255, (6, 4, 4), dtype=np.uint8)
-    images[[4, 5]] = images[[1, 1]]
-    assert [r.tolist() for r in E.duplicates(images)] == [[1, 4, 5]] and E.duplicates(images[:4]) == []

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np,pandas as pd,pytest
 from hypothesis import given,settings,strategies as st
-from medlearn.data import events as E
+from medlearn.data import doors,events as E
 from medlearn.data.images import check_leak
 from medlearn.kit.fetch import DataError,UnknownName,card,load
 
@@ -307,6 +307,15 @@ def test_time_is_in_days(tmp_path):
     for t in ('1580428800', '43861'):
         with pytest.raises(DataError, match=f'row 10: time {t} of 00 is more than a life in days'): E.read_records(folder(tmp_path, rows + f'00,{t},hr,80\n'))
 
+def test_a_packed_table_is_read_as_it_is(tmp_path):
+    at = folder(tmp_path)
+    plain = E.read_records(at).measurements
+    (at/'measurements.csv.gz').write_bytes(gzip.compress((at/'measurements.csv').read_bytes()))
+    (at/'measurements.csv').unlink()
+    assert E.read_records(at).measurements.equals(plain)
+    (at/'measurements.csv.gz').write_bytes((at/'measurements.csv.gz').read_bytes()[:-12])
+    with pytest.raises(DataError, match='measurements.csv.gz is not a whole gzip file'): E.read_records(at)
+
 def test_a_folder_cut_in_mid_row_or_packed(tmp_path):
     for n,says in ((4, 'row 9 has 3 values .*it was cut'), (7, 'row 9 has 2 values .*it was cut')):
         with pytest.raises(DataError, match=says): E.read_records(folder(tmp_path, rows[:-n]))
@@ -330,8 +339,8 @@ def test_order_and_repeats_of_a_folder(tmp_path):
 
 def test_prediction_needs_no_outcomes(tmp_path):
     r = E.read_records(folder(tmp_path, o=None), labelled=False)
-    assert len(r) == 4 and r.outcomes is None and E.records_from(folder(tmp_path)).name == tmp_path.name
-    with pytest.raises(DataError, match='nafld'): E.records_from('naflt')
+    assert len(r) == 4 and r.outcomes is None and doors.records_from(folder(tmp_path)).name == tmp_path.name
+    with pytest.raises(DataError, match='nafld'): doors.records_from('naflt')
 
 # MIMIC-III
 
@@ -366,7 +375,7 @@ def test_mimic_in_other_clothes(tmp_path):
     for p in tmp_path.glob('*.csv'):
         head,_,rest = p.read_text().partition('\n')
         (other/f'{p.stem.lower()}.csv.gz').write_bytes(gzip.compress(f'{head.lower()}\n{rest}'.encode()))
-    got = E.records_from(other)
+    got = doors.records_from(other)
     for k in ('measurements', 'events', 'people'): pd.testing.assert_frame_equal(getattr(got, k), getattr(want, k))
 
 @pytest.mark.parametrize('change,says', [(dict(ICUSTAYS=None), 'has no ICUSTAYS.csv'), (dict(PATIENTS=dict(SUBJECT_ID=[1, 2], GENDER='F')), 'PATIENTS.csv has no column dob'),

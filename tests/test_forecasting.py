@@ -6,7 +6,8 @@ import numpy as np, pandas as pd, pytest, torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from medlearn.data.events import Records, pbc, read_records, records_from
+from medlearn.data.doors import records_from
+from medlearn.data.events import Records, pbc, read_records
 from medlearn.foundations.sequences import Last, Recurrent, SequenceNet, SequenceSet, sequence_net
 from medlearn.kit.fetch import DataError
 from medlearn.sequences import forecasting as M

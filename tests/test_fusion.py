@@ -7,12 +7,13 @@ from hypothesis import given, settings, strategies as st
 from scipy.ndimage import shift
 from sklearn.metrics import roc_auc_score
 
+from medlearn.data.joint import check_joint, joined, read_joint
 from medlearn.foundations.classical import models
 from medlearn.foundations.evaluation import Judge
 from medlearn.foundations.training import Augment
-from medlearn.imaging.fusion import (Fusion, Inputs, JointAugment, MeanAndPeak, ModalityDropout, attention_weights, brain_card,
-                                     brain_joint, brain_signs, by_subset, check_joint, displaced, encoder, fit_fusion, joint_data,
-                                     joint_loaders, joined, predict_joint, read_joint, subsets, table_baseline)
+from medlearn.imaging.fusion import (Fusion, Inputs, JointAugment, MeanAndPeak, ModalityDropout, attention_weights,
+                                    brain_card, brain_joint, brain_signs, by_subset, displaced, encoder, fit_fusion,
+                                    joint_data, joint_loaders, predict_joint, subsets, table_baseline)
 from medlearn.kit.fetch import DataError
 
 WAYS = ['early', 'middle', 'late', 'attention']
@@ -147,7 +148,7 @@ def test_folder_with_numbers_as_ids_and_a_split(tmp_path):
 
 
 def test_folders_that_cannot_be_read_say_why(tmp_path):
-    with pytest.raises(DataError, match='neither'): joint_data(str(tmp_path/'no'))
+    with pytest.raises(DataError, match='no is not there'): joint_data(str(tmp_path/'no'))
     with pytest.raises(DataError, match='images.npz'): joint_data(tmp_path)
     d = folder(tmp_path)
     rows = pd.read_csv(d/'table.csv')

@@ -323,6 +323,11 @@ def test_facts_count_what_pandas_counts(saved):
     assert f'can be right on both: {odd}, first in rows 0 and 12' in said and (torn, odd) == (2, 1)
     assert data.facts()['splits'] == 'train 6, valid 6, test 6' and '<th' in data.facts()._repr_html_()
 
+def test_equal_pictures_are_found():
+    images = np.random.default_rng(0).integers(0, 255, (6, 4, 4), dtype=np.uint8)
+    images[[4, 5]] = images[[1, 1]]
+    assert [r.tolist() for r in I.duplicates(images)] == [[1, 4, 5]] and I.duplicates(images[:4]) == []
+
 def test_npz_that_is_no_npz(tmp_path, saved):
     (tmp_path/'text.npz').write_text('not a zip')
     whole = saved().read_bytes()

@@ -216,7 +216,7 @@ def test_other_columns(listed):
     at,rows = listed
     rows.rename(columns=dict(file='img', label='dx', patient='mrn')).assign(age=range(40, 52)).to_csv(at/'labels.csv', index=False)
     data = P.picture_folder(at, side=16, file='img', label='dx', patient='mrn')
-    assert len(set(data.groups)) == 6 and sorted(data.table.age.astype(int)) == list(range(40, 52))
+    assert len(set(data.groups)) == 6 and sorted(data.table.age.astype(int)) == list(range(40, 52)) and P.further(data) == ['age']
     with pytest.raises(DataError, match='no column file; it has img, dx, mrn'): P.picture_folder(at)
     with pytest.raises(DataError, match='no column .dxx.; .*label = "dx"'): P.picture_folder(at, file='img', label='dxx')
     with pytest.raises(DataError, match='no column label'): P.picture_folder(at, file='img')

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import pytest
-from medlearn.data import annotations as A,phantom as P,scans as S
+from medlearn.data import annotations as A,doors,phantom as P,scans as S
 from medlearn.kit import fetch as F
 from medlearn.kit.fetch import DataError
 
@@ -264,9 +264,9 @@ def test_mask_set_parts_and_faults():
     with pytest.raises(DataError, match='train, valid, test'): s.part('val')
 
 def test_mask_folder(folder):
-    s = A.scans_from(folder, patient=r'(P\d)_')
+    s = doors.scans_from(folder, patient=r'(P\d)_')
     assert (s.masks == pictures()[1]).all() and (s.images == pictures()[0]).all() and set(s.groups) == {'P0', 'P1', 'P2'}
-    assert len({(g, p) for g,p in zip(s.groups, s.split)}) == 3 and (s.split == A.scans_from(folder, patient=r'(P\d)_').split).all()
+    assert len({(g, p) for g,p in zip(s.groups, s.split)}) == 3 and (s.split == doors.scans_from(folder, patient=r'(P\d)_').split).all()
     assert F.seen[-1][0] == 'set'
     small = A.mask_folder(folder/'images', folder/'masks', shape=(16, 24), colour=True)
     assert small.images.shape == (6, 16, 24, 3) and not small.images[:, :, 16:].any() and small.masks.shape == (6, 16, 24) and small.masks.max() == 1
@@ -301,18 +301,18 @@ def test_nifti_pairs(tmp_path, names):
         m[1:4, 2:5, 3:5],x[1:4, 2:5, 3:5] = 2,100
         if flip < 0: x,m = x[::-1],m[::-1]
         for d,v in zip(names, (x.astype(np.float32), m)): nib.save(nib.Nifti1Image(v, np.diag([flip, 1, 3., 1])), tmp_path/d/f'v{i}.nii.gz')
-    s = A.scans_from(tmp_path)
+    s = doors.scans_from(tmp_path)
     assert s.images.shape == (3, 6, 12, 8) and s.classes == ['background', 'label 2'] and (s.spacing == [3, 1, 1]).all()
     assert [int((m == 1).sum()) for m in s.masks] == [18]*3 and s.table['rows'].tolist() == [10, 11, 12]
     assert (s.images[s.masks == 1] > 240).all()
     assert len({tuple(np.argwhere(m).min(0)[[0, 2]]) for m in s.masks}) == 1
     cropped = A.nifti_pairs(tmp_path, shape=(6, 12, 4))
     assert cropped.images.shape == (3, 6, 12, 4)
-    with pytest.raises(DataError, match='the label 2, which is outside'): A.scans_from(tmp_path, classes=['background', 'tumour'])
+    with pytest.raises(DataError, match='the label 2, which is outside'): doors.scans_from(tmp_path, classes=['background', 'tumour'])
     nib.save(nib.Nifti1Image(np.zeros((8, 12, 6), np.uint8), 2*np.eye(4)), tmp_path/names[1]/'v2.nii.gz')
-    with pytest.raises(DataError, match='v2.*different affines'): A.scans_from(tmp_path)
+    with pytest.raises(DataError, match='v2.*different affines'): doors.scans_from(tmp_path)
     (tmp_path/names[1]/'v2.nii.gz').unlink()
-    with pytest.raises(DataError, match='v2 is in one of'): A.scans_from(tmp_path)
+    with pytest.raises(DataError, match='v2 is in one of'): doors.scans_from(tmp_path)
 
 def coco(folder, boxes, **more):
     d = dict(images=[dict(id=i, file_name=p.name) for i,p in enumerate(sorted((folder/'images').iterdir()))], categories=[dict(id=3, name='cell')],
@@ -322,7 +322,7 @@ def coco(folder, boxes, **more):
 
 def test_coco(folder):
     good = [[10, 8, 14, 12.]]*6
-    s = A.scans_from(coco(folder, good), images=folder/'images', shape=(64, 64))
+    s = doors.scans_from(coco(folder, good), images=folder/'images', shape=(64, 64))
     assert s.masks is None and s.classes == ['background', 'cell'] and s.boxes[0].tolist() == [[20, 16, 48, 40]] and s.labels[0].tolist() == [1]
     for bad,said in [([1, 2, 0, 5], 'box 0, .*zero area'), ([30, 2, 9, 5], r'P2_5.png: box 0, \[30.0, 2.0, 39.0, 7.0\], has pixels outside the image of 32×32')]:
         with pytest.raises(DataError, match=said): A.coco_boxes(coco(folder, good[:5] + [bad]), folder/'images')
@@ -340,18 +340,18 @@ def voc(folder, box, name='P0_0'):
 
 def test_voc(folder):
     voc(folder, (11, 9, 24, 20))
-    s = A.scans_from(folder, drop_bad=True)
+    s = doors.scans_from(folder, drop_bad=True)
     assert s.boxes[0].tolist() == [[10, 8, 24, 20]] and s.boxes[1].tolist() == [[0, 0, 32, 32]] and s.dropped == 0
     voc(folder, (5, 5, 5, 5))
-    with pytest.raises(DataError, match='P0_0.png: box 0, .*zero area'): A.scans_from(folder)
+    with pytest.raises(DataError, match='P0_0.png: box 0, .*zero area'): doors.scans_from(folder)
     (folder/'Annotations'/'P0_1.xml').write_text('<annotation><object>')
-    with pytest.raises(DataError, match='P0_1.xml cannot be read'): A.scans_from(folder)
+    with pytest.raises(DataError, match='P0_1.xml cannot be read'): doors.scans_from(folder)
 
 def test_voc_counted_from_zero_is_a_pixel_off(folder):
     voc(folder, (11, 9, 14, 12))
-    (right,) = A.scans_from(folder).boxes[0].astype(int)
+    (right,) = doors.scans_from(folder).boxes[0].astype(int)
     voc(folder, (10, 8, 13, 11))
-    (moved,) = A.scans_from(folder).boxes[0].astype(int)
+    (moved,) = doors.scans_from(folder).boxes[0].astype(int)
     a,b = np.zeros((2, 32, 32), bool)
     for m,(x0,y0,x1,y1) in ((a, right), (b, moved)): m[y0:y1, x0:x1] = True
     assert (a & b).sum() == 9 and (a | b).sum() == 23, 'the IoU that exercise 2 of the chapter gives'
@@ -359,15 +359,15 @@ def test_voc_counted_from_zero_is_a_pixel_off(folder):
 def test_npz(tmp_path):
     x,m = pictures()
     np.savez(tmp_path/'a.npz', images=x, masks=m, split=np.array(['train', 'test']*3))
-    s = A.scans_from(tmp_path/'a.npz', drop_bad=True)
+    s = doors.scans_from(tmp_path/'a.npz', drop_bad=True)
     assert (s.split == ['train', 'test']*3).all() and s.classes == ['background', 'object']
     np.savez(tmp_path/'b.npz', images=x, labels=m.astype(np.uint16)*300)
-    s = A.scans_from(tmp_path/'b.npz')
+    s = doors.scans_from(tmp_path/'b.npz')
     assert s.instances.max() == 300 and s.masks.max() == 1
     for bad,said in [(dict(images=x), 'lacks masks'), (dict(images=x, masks=m*1000.), 'masks hold float64'), (dict(images=x*1., masks=m), 'images hold float64'),
                      (dict(images=x, masks=m[:5]), 'own height')]:
         np.savez(tmp_path/'c.npz', **bad)
-        with pytest.raises(DataError, match=said): A.scans_from(tmp_path/'c.npz')
+        with pytest.raises(DataError, match=said): doors.scans_from(tmp_path/'c.npz')
 
 def sideways(path, shown, quality=95):
     "A picture stored on its side, with EXIF orientation 6: to be turned by a quarter, clockwise"
@@ -450,7 +450,7 @@ def test_linked_folders_and_files_are_read(folder, tmp_path):
         (folder/d).rename(tmp_path/'far'/d)
         (folder/d).symlink_to(tmp_path/'far'/d)
     (tmp_path/'link').symlink_to(folder)
-    assert (A.scans_from(tmp_path/'link').masks == pictures()[1]).all()
+    assert (doors.scans_from(tmp_path/'link').masks == pictures()[1]).all()
 
 def palette(path, index, colours):
     from PIL import Image
@@ -476,9 +476,9 @@ def test_masks_with_a_palette_give_its_indices(folder):
 def test_masks_of_16_bits_and_of_colours(folder):
     m = pictures()[1]
     for p,v in zip(sorted((folder/'masks').iterdir()), m): png(p, v.astype(np.uint16))
-    assert (A.scans_from(folder).masks == m).all()
+    assert (doors.scans_from(folder).masks == m).all()
     png(folder/'masks'/'P1_2.png', np.stack([m[0]*255, m[0], m[0]], -1))
-    with pytest.raises(DataError, match='P1_2.png holds colours, where a mask has one class number'): A.scans_from(folder)
+    with pytest.raises(DataError, match='P1_2.png holds colours, where a mask has one class number'): doors.scans_from(folder)
 
 @pytest.mark.parametrize('which', ['images', 'masks'])
 def test_stacks_of_pictures_are_refused(folder, which):
@@ -486,7 +486,7 @@ def test_stacks_of_pictures_are_refused(folder, which):
     pages = [Image.fromarray(v) for v in pictures()[1][:3]]
     (folder/which/'P0_0.png').unlink()
     pages[0].save(folder/which/'P0_0.tif', save_all=True, append_images=pages[1:])
-    with pytest.raises(DataError, match='P0_0.tif holds 3 pictures'): A.scans_from(folder)
+    with pytest.raises(DataError, match='P0_0.tif holds 3 pictures'): doors.scans_from(folder)
 
 def test_pictures_without_annotations_are_told(folder):
     voc(folder, (11, 9, 24, 20))
@@ -561,8 +561,8 @@ def test_voc_lists_that_do_not_fit(lists):
     with pytest.warns(UserWarning, match='3 annotated pictures are in no list'): assert len(A.voc_boxes(write(train=names[:3], val=names[3:6], test=names[6:9]))) == 9
 
 def test_doors_that_lead_nowhere(tmp_path):
-    for what,said in [(tmp_path, 'no layout that is known'), (tmp_path/'no', 'is not there'), (tmp_path/'no.npz', 'is not there'), ('mni151', 'mni152')]:
-        with pytest.raises(DataError, match=said): A.scans_from(what)
+    for what,said in [(tmp_path, 'holds nothing that a chapter reads'), (tmp_path/'no', 'is not there'), (tmp_path/'no.npz', 'is not there'), ('mni151', 'mni152')]:
+        with pytest.raises(DataError, match=said): doors.scans_from(what)
 
 def test_mni_tissue():
     try: s,v = A.mni_tissue(),A.mni_tissue(volumes=True)
@@ -575,7 +575,7 @@ def test_mni_tissue():
 @pytest.mark.parametrize('path,said', [('dsb2018_nuclei/dsb2018_256_gray.npz', '334 masks and instances'), ('bccd/BCCD', '364 boxes'), ('msd_hippocampus', '260 masks')])
 def test_sets_beside_the_project(path, said):
     if not (SHARED/path).exists(): pytest.skip(f'{SHARED/path} is absent')
-    with warnings.catch_warnings(action='ignore'): s = A.scans_from(SHARED/path, drop_bad=True)
+    with warnings.catch_warnings(action='ignore'): s = doors.scans_from(SHARED/path, drop_bad=True)
     assert f'{len(s)} ' in said and s.splits == ['train', 'valid', 'test'] and said.split(' ', 1)[1] in repr(s)
     if s.boxes is not None:
         assert s.dropped == 2 and (s.split == 'test').sum() == 72 and s.classes == ['background', 'Platelets', 'RBC', 'WBC']

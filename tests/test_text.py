@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
 
-from medlearn.data import text as T
+from medlearn.data import doors,text as T
 from medlearn.data.images import check_leak
 from medlearn.kit.fetch import DataError
 
@@ -177,7 +177,7 @@ def test_what_is_no_table(raw, message, tmp_path):
 
 
 def test_a_file_that_is_not_there():
-    with pytest.raises(DataError, match='cannot be read.*Check the path'): T.reports_from('nowhere.csv')
+    with pytest.raises(DataError, match='nowhere.csv is not there. Check the path'): doors.reports_from('nowhere.csv')
 
 
 # Groups

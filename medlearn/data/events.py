@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['layout', 'Records', 'tidy', 'same_values', 'nafld', 'plot_course', 'stream', 'Cohort', 'landmark', 'plot_flow',
-           'Vocabulary', 'summaries', 'Padded', 'pad', 'unpad', 'pbc', 'read_records', 'read_mimic', 'records_from']
+           'Vocabulary', 'summaries', 'Padded', 'pad', 'unpad', 'pbc', 'read_records', 'read_mimic']
 
 # %% ../../nbs/data/10_events.ipynb #f4205e4c
 import csv,gzip,hashlib,io,warnings,zlib
@@ -386,6 +386,8 @@ def _text(path, needs, do, may=()):
     "A CSV file as text columns; the index is the row in the file; columns in `may` can have empty cells"
     if not path.is_file(): raise DataError(f'{path} is not there. {do}')
     raw = path.read_bytes()
+    try: raw = gzip.decompress(raw) if path.suffix == '.gz' else raw
+    except (OSError, EOFError, zlib.error) as e: raise DataError(f'{path} is not a whole gzip file: {e}. Copy it again.') from None
     packed = next((k for k,v in dict(gzip=b'\x1f\x8b', zip=b'PK\3\4').items() if raw.startswith(v)), None)
     if packed: raise DataError(f'{path} is no text but packed ({packed}; a spreadsheet is such a file too). Unpack it, or save it as CSV.')
     try: text = raw.decode('utf-8-sig')
@@ -469,7 +471,7 @@ def _digest(name, paths):
     used(name, f'sha256:{every.hexdigest()}')
 
 # %% ../../nbs/data/10_events.ipynb #399babaa
-def read_records(folder, # holds measurements.csv and outcomes.csv
+def read_records(folder, # holds measurements.csv and outcomes.csv, or either as .csv.gz
                  unsorted:str='sort', # or "refuse", see `tidy`
                  twice:str='mean', # or "first", "last", "refuse"
                  labelled:bool=True, # False: there is no outcomes.csv, the model is to say
@@ -479,7 +481,8 @@ def read_records(folder, # holds measurements.csv and outcomes.csv
     "Records of a user's folder, checked: UTF-8, commas between columns, a point in decimals, time in days"
     if unknown not in ('refuse', 'leave out', 'keep'): raise ValueError(f'unknown is {unknown!r}: it is refuse, leave out or keep')
     folder = Path(folder).expanduser()
-    files = [folder/'measurements.csv'] + [folder/'outcomes.csv']*labelled
+    packed = {f.name: f for f in folder.glob('*.csv.gz')} # read as they are where there is no plain file
+    files = [p if p.is_file() else packed.get(f'{p.name}.gz', p) for p in (folder/'measurements.csv', *[folder/'outcomes.csv']*labelled)]
     df = _text(files[0], layout['measurements'], 'Wanted: id, time, variable, value.', may=['value']*('' in (missing or ())))[layout['measurements']]
     df = df.assign(time=_number(df, 'time', files[0]), value=_number(df, 'value', files[0], missing))
     far = df.time.abs() > 40_000
@@ -609,15 +612,3 @@ def read_mimic(folder, # of MIMIC-III's tables, .csv or .csv.gz, names in any ca
     m,counts = tidy(pd.concat([t for t,_ in read], ignore_index=True) if read else empty)
     _digest(f'mimic3 in {folder.name}', [files[n] for n in (*_needed, *_charts) if n in files])
     return Records(m, events, _mimic_people(df, icu), end, name='mimic3', counts=counts | {k: v for _,c in read for k,v in c.items()})
-
-# %% ../../nbs/data/10_events.ipynb #b7b6ec11
-def records_from(dataset:str, # "nafld", "pbc", a folder with measurements.csv, or a folder with MIMIC-III's tables
-                 **kw, # for `nafld`, `read_records` or `read_mimic`
-                )->Records: # of that source
-    "Records by name or by folder"
-    known = dict(nafld=nafld, pbc=pbc)
-    if str(dataset) in known: return known[str(dataset)](**kw)
-    folder = Path(dataset).expanduser()
-    if not folder.is_dir(): raise _unknown('records', str(dataset), list(known))
-    tables = {p.name.lower().split('.')[0] for p in folder.iterdir()}
-    return (read_mimic if 'admissions' in tables else read_records)(folder, **kw)

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['rates', 'auroc', 'average_precision', 'plot_roc', 'resample', 'estimate', 'mean_interval', 'difference', 'delong',
            'cut_for', 'Judge', 'brier', 'ece', 'plot_reliability', 'net_benefit', 'plot_decision', 'dice', 'iou',
-           'hausdorff95', 'box_iou', 'box_ap', 'mean_ap', 'concordance', 'duplicates']
+           'hausdorff95', 'box_iou', 'box_ap', 'mean_ap', 'concordance']
 
 # %% ../../nbs/foundations/02_evaluation.ipynb #81182174
-import hashlib,math
+import math
 import numpy as np,pandas as pd
 from ..data.images import ImageSet
 from ..kit.fetch import DataError
@@ -476,10 +476,3 @@ def concordance(time:np.ndarray, # to the event or to the end of observation, sh
     if not first.any(): raise DataError(f'no pair of {len(t)} cases has a known order, so there is nothing to compare. Take more cases, with events.')
     right = first*((s[:, None] > s) + .5*(s[:, None] == s)).astype(w.dtype)
     with np.errstate(invalid='ignore'): return (w@right*w).sum(1)/(w@first*w).sum(1)
-
-# %% ../../nbs/foundations/02_evaluation.ipynb #1d3c43a2
-def duplicates(images:np.ndarray, # shape (n, ...)
-              )->list: # arrays of rows with identical pixels, two or more each
-    "Rows that hold the same picture, byte for byte"
-    keys = [hashlib.sha256(np.ascontiguousarray(x)).digest() for x in images]
-    return sorted((r for r in pd.Series(keys).groupby(keys).indices.values() if len(r) > 1), key=lambda r: r[0])
