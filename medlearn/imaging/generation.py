@@ -20,7 +20,8 @@ from fastai.callback.core import Callback
 from fastai.callback.schedule import *
 from fastai.optimizer import Adam
 from fastai.vision.gan import FixedGANSwitcher,GANLearner,GANTrainer
-from ..data.images import ImageSet,images_from
+from ..data.doors import images_from
+from ..data.images import ImageSet
 from ..foundations.evaluation import _finite
 from ..foundations.training import EMA,SkipValidation,TensorLoader,TensorLoaders,channels_first,to_tensors
 from ..kit.fetch import DataError

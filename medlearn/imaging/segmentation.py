@@ -12,7 +12,8 @@ import itertools,math
 import numpy as np,pandas as pd,torch,torch.nn.functional as F
 from torch import Tensor,nn
 from fastai.learner import Learner
-from ..data.annotations import MaskSet,scans_from
+from ..data.annotations import MaskSet
+from ..data.doors import scans_from
 from ..data.images import show_images
 from ..foundations.evaluation import _finite,dice,hausdorff95,iou,mean_interval
 from ..foundations.training import EMA,channels_first,one_cycle,tensor_loaders
