@@ -211,6 +211,21 @@ def test_nafld_counts(nafld):
     wide = raw.measurements.pivot(index=['id', 'time'], columns='variable', values='value')
     assert all((wide[a] == wide[b])[wide[b].notna()].all() for a,b in (('hdl', 'chol'), ('sbp', 'dbp')))
 
+@pytest.mark.parametrize('raw', [False, True])
+def test_nafld_from_the_cache_is_nafld_as_published(nafld, raw, monkeypatch):
+    E.nafld(raw)
+    who,tests,events = E._nafld('nafld1', 'nafld2', 'nafld3')
+    monkeypatch.setattr(E, 'read_pickled', lambda *args, **kw: pytest.fail('made anew'))
+    kept = E.nafld(raw)
+    who = who.set_index('id')
+    pd.testing.assert_frame_equal(kept.people, who[['age', 'male', 'weight', 'height', 'bmi']])
+    pd.testing.assert_series_equal(kept.end, who.futime.astype(float))
+    assert (kept.events.event == 'death').sum() == who.status.sum() and len(kept.events) == len(events) + who.status.sum()
+    if not raw: tests = tests[~tests.test.isin(['chol', 'dbp']) & ((tests.test != 'sbp') | tests.value.between(40, 300))]
+    first = tests.drop_duplicates(['id', 'days', 'test'])
+    assert len(kept.measurements) == len(first) and kept.measurements.dtypes.astype(str).tolist()[:2] == ['int64', 'float64']
+    assert set(kept.measurements.variable) == set(first.test) and all(type(v) is int for v in kept.counts.values())
+
 def test_the_question_of_nafld(nafld):
     c = E.landmark(nafld, 730, 1826, 'diabetes')
     assert c.flow.people.tolist() == [17549, 15242, 12844, 6448] and c.known.table.label.sum() == 490

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np,pandas as pd
 from .images import split_by_group
 from .records import _fetched,code_like,not_known,read_pickled,table
-from ..kit.fetch import DataError,_unknown,card,digest_of,read_member,used
+from ..kit.fetch import DataError,_unknown,arrays,card,digest_of,read_member,used
 
 # %% ../../nbs/data/10_events.ipynb #bd4cf2fc
 layout = dict(measurements=['id', 'time', 'variable', 'value'], events=['id', 'time', 'event'])
@@ -87,10 +87,11 @@ def tidy(df:pd.DataFrame, # id, time, variable, value; the index is the row numb
     return res, dict(rows=len(df), **{'out of order': int(back.sum()), 'repeated': int(again.sum())})
 
 # %% ../../nbs/data/10_events.ipynb #dac5d4d4
-def _nafld(part):
-    "One of the three tables, as published"
+def _nafld(*parts):
+    "Of the three tables those that are named, as published; one file holds them all"
     c = card('nafld')
-    return read_pickled(read_member(_fetched(c, part), c.file(part).member), part).drop(columns='rownames')
+    path = _fetched(c, parts[0])
+    return [read_pickled(read_member(path, c.file(part).member), part).drop(columns='rownames') for part in parts]
 
 # %% ../../nbs/data/10_events.ipynb #fcc18b88
 def same_values(df:pd.DataFrame, # id, time, variable, value
@@ -107,18 +108,28 @@ def same_values(df:pd.DataFrame, # id, time, variable, value
     return pd.DataFrame(rows, columns=['one', 'other', 'days', 'equal']).sort_values('equal', ascending=False, ignore_index=True)
 
 # %% ../../nbs/data/10_events.ipynb #895ee4e1
-def nafld(raw:bool=False, # keep the copies `chol` and `dbp`, and impossible pressures
-         )->Records: # `death` is among the events
-    "People with fatty liver disease and their controls: measurements, events and follow-up"
-    who,tests,events = map(_nafld, ('nafld1', 'nafld2', 'nafld3'))
-    who,tests = who.set_index('id'),tests.set_axis(layout['measurements'], axis=1)
+def _nafld_arrays(raw):
+    "Columns of the three tables, tidy, and what was left out"
+    who,tests,events = _nafld('nafld1', 'nafld2', 'nafld3')
+    tests = tests.set_axis(layout['measurements'], axis=1)
     wrong = tests.variable.isin(['chol', 'dbp']), (tests.variable == 'sbp') & ~tests.value.between(40, 300)
     m,counts = tidy(tests if raw else tests[~(wrong[0] | wrong[1])], what='nafld2')
     if not raw: counts = dict(published=len(tests), **{'copies of hdl and sbp': int(wrong[0].sum()), 'pressures outside 40 to 300': int(wrong[1].sum())}) | counts
-    died = who.futime[who.status == 1].rename('time').rename_axis('id').reset_index().assign(event='death')
+    died = who.loc[who.status == 1, ['id', 'futime']].set_axis(['id', 'time'], axis=1).assign(event='death')
     events = pd.concat([events.set_axis(layout['events'], axis=1), died]).astype(dict(time=float))
-    return Records(m.astype(dict(time=float)), events.sort_values(['id', 'time'], kind='stable', ignore_index=True), who[['age', 'male', 'weight', 'height', 'bmi']], who.futime,
-                   name='nafld', units=dict(hdl='mg/dL', chol='mg/dL', sbp='mm Hg', dbp='mm Hg', smoke='1 = yes', fib4='score'), counts=counts)
+    tables = dict(m=m.astype(dict(time=float)), e=events.sort_values(['id', 'time'], kind='stable'), p=who[['id', 'age', 'male', 'weight', 'height', 'bmi', 'futime']])
+    columns = {f'{t}/{c}': v.to_numpy() if v.dtype.kind in 'if' else v.to_numpy(str) for t,df in tables.items() for c,v in df.items()}
+    return columns | {f'n/{k}': np.array(v) for k,v in counts.items()}
+
+def nafld(raw:bool=False, # keep the copies `chol` and `dbp`, and impossible pressures
+         )->Records: # `death` is among the events
+    "People with fatty liver disease and their controls: measurements, events and follow-up"
+    _fetched(card('nafld'), 'nafld1')
+    a = arrays('nafld' + '-raw'*raw, 'nafld', [_nafld, tidy, _nafld_arrays], lambda: _nafld_arrays(raw), ids=('nafld1', 'nafld2', 'nafld3'))
+    part = lambda t: {k[2:]: v for k,v in a.items() if k.startswith(f'{t}/')}
+    m,events,who = (pd.DataFrame(part(t)) for t in 'mep')
+    who,counts = who.set_index('id'),{k: int(v) for k,v in part('n').items()}
+    return Records(m, events, who.drop(columns='futime'), who.futime, name='nafld', units=dict(hdl='mg/dL', chol='mg/dL', sbp='mm Hg', dbp='mm Hg', smoke='1 = yes', fib4='score'), counts=counts)
 
 # %% ../../nbs/data/10_events.ipynb #f44830be
 def plot_course(records:Records, # of any number of people
