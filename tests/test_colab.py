@@ -1,5 +1,5 @@
 "Beside Colab's packages: what the set-up cells install moves none of them, and chapters run there"
-import json
+import json, shutil
 from pathlib import Path
 
 import pytest
@@ -40,7 +40,8 @@ def lane(tmp_path_factory):
     try: found = build(folder)
     except NoRegistry as e: pytest.skip(f'the package registry cannot be reached: {e}')
     course(found, folder/'run', *CHAPTERS)
-    return found | dict(rows={r['chapter']: r for r in json.loads((folder/'run/results.json').read_text())['runs']})
+    yield found | dict(rows={r['chapter']: r for r in json.loads((folder/'run/results.json').read_text())['runs']})
+    shutil.rmtree(folder/'env') # gigabytes
 
 
 def test_set_up_moves_none_of_colabs_packages(lane):
