@@ -331,7 +331,7 @@ def test_f1_of_counts_is_that_of_entities():
     assert counts.tolist() == [[2, 1, 1], [1, 0, 0], [0, 1, 0]]
     value, low, high = estimate(S.sentence_f1, None, counts, resample(3, 50))
     assert value == pytest.approx(entity_f1(truth, pred).loc['all', 'F1']) and low <= value <= high
-    assert S.sentence_f1(None, np.zeros((2, 3)))[0] == 0
+    with pytest.raises(DataError, match='no true entity in 2 sentences'): S.sentence_f1(None, np.zeros((2, 3)))
 
 
 def test_ncbi_is_learned_a_little_from_a_part():
