@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'fill', 'Mask', 'lidc_masks', 'same_nodule', 'lidc_readings', 'to_grid', 'show_images', 'same_size', 'Facts',
-           'duplicates', 'Splits', 'ImageSet', 'split_by_group', 'check_leak', 'lidc_nodules', 'overlap', 'covered',
-           'read_npz', 'medmnist']
+           'duplicates', 'Splits', 'ImageSet', 'split_by_group', 'tied', 'check_leak', 'lidc_nodules', 'overlap',
+           'covered', 'read_npz', 'medmnist']
 
 # %% ../../nbs/data/01_images.ipynb #8cec2d87
 import hashlib,math,re,warnings
@@ -348,6 +348,17 @@ def split_by_group(groups:np.ndarray, # patient of each row, shape (n,)
         place[p] = s = empty[score[empty].argmax()] if len(empty) >= left else score.argmax()
         lack[s] -= brings[p]
     return np.array(['train', 'valid', 'test'])[place[who]]
+
+# %% ../../nbs/data/01_images.ipynb #732f55ef
+def tied(*columns # each of shape (n,): patients, texts, ...
+        )->np.ndarray: # number of the group of each row, shape (n,)
+    "Rows that share a value in any column, directly or through others"
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+    codes,n = [pd.factorize(np.asarray(c))[0] for c in columns],len(columns[0])
+    first = np.cumsum([n] + [c.max(initial=-1) + 1 for c in codes])
+    i,j = np.tile(np.arange(n), len(codes)),np.concatenate([c + a for c,a in zip(codes, first)])
+    return connected_components(coo_array((np.ones(len(i)), (i, j)), shape=(first[-1],)*2), directed=False)[1][:n]
 
 # %% ../../nbs/data/01_images.ipynb #3461b776
 def check_leak(split:np.ndarray, # split of each row, shape (n,)

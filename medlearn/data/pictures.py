@@ -14,10 +14,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np,pandas as pd
-from .images import ImageSet,check_leak,covered,duplicates,split_by_group
+from .images import ImageSet,check_leak,covered,duplicates,split_by_group,tied
 from .records import not_known
 from .scans import _inverse,dicom_picture,window
-from .text import tied
 from ..kit.fetch import DataError,digest_of,used
 
 # %% ../../nbs/data/11_pictures.ipynb #b05c1cee
