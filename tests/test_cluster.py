@@ -1,5 +1,6 @@
 "Chapters as tasks of a Dask cluster: real workers, real deaths"
 import hashlib, io, json, os, signal, socket, subprocess, sys, tarfile, threading, time, types
+from dataclasses import replace
 from pathlib import Path
 
 import psutil, pytest
@@ -236,3 +237,16 @@ def test_a_folder_travels_whole_and_only_into_its_place(tmp_path):
     with pytest.raises(tarfile.FilterError): unpack(file.getvalue(), tmp_path/'again')
     assert not (tmp_path/'evil').exists()
     assert hashlib.sha256(Path(there.path).read_bytes()).hexdigest() == hashlib.sha256(Path(job.path).read_bytes()).hexdigest()
+
+
+def test_options_and_all_files_of_a_record_travel(tmp_path):
+    at = tmp_path/'here'
+    at.mkdir()
+    for name in ('mine.npz', 'mine.toml', 'other.toml', 'r1.hea', 'r1.dat', 'r1.atr', 'r2.dat'): (at/name).write_text(name)
+    params = dict(dataset=str(at/'mine.npz'), external=str(at/'r1'))
+    job = replace(plan(['data/images'])[0], parameters=params, given=params)
+    there = tmp_path/'there'
+    there.mkdir()
+    got, _ = unpack(pack(job), there)
+    assert {p.name for p in Path(got.given['dataset']).parent.iterdir()} == {'mine.npz', 'mine.toml'}
+    assert {p.name for p in Path(got.given['external']).parent.iterdir()} == {'r1.hea', 'r1.dat', 'r1.atr'}

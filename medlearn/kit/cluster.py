@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError,version
 from pathlib import Path
 import medlearn
 from . import runner
-from .runner import Crew,Job,WrongUsage
+from .runner import Crew,Job,WrongUsage,files_of
 
 # %% ../../nbs/kit/14_cluster.ipynb #b8b6f5eb
 _batch = dict(slurm=('SLURMCluster', 'sbatch'), pbs=('PBSCluster', 'qsub'), lsf=('LSFCluster', 'bsub'))
@@ -128,8 +128,10 @@ def pack(job:Job, # what is to be run
             member.size = len(text)
             tar.addfile(member, io.BytesIO(text))
         for member,path in order['paths'].values():
-            for p in _walk(Path(path)):
-                if p.is_dir() or p.is_file(): tar.add(p, Path(member)/p.relative_to(path), recursive=False)
+            at,to = Path(path),Path(member)
+            found = {p.relative_to(at): p for p in _walk(at)} if at.is_dir() else files_of(at)
+            for name,p in found.items():
+                if p.is_dir() or p.is_file(): tar.add(p, (to if at.is_dir() else to.parent)/name, recursive=False)
     return file.getvalue()
 
 # %% ../../nbs/kit/14_cluster.ipynb #f5b360f3
