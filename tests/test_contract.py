@@ -1,5 +1,5 @@
 "What a chapter, the library and the checkout promise, as far as a machine can tell"
-import ast, importlib.util, io, re, shlex, shutil, subprocess, sysconfig, tokenize, warnings
+import ast, importlib.util, io, re, shlex, shutil, subprocess, sysconfig, tokenize, tomllib, warnings
 from collections import Counter
 from configparser import ConfigParser
 from functools import cache
@@ -273,7 +273,7 @@ NO_ANSWERS = {}
 
 # The remade lessons: cells that can be read
 
-STORY = ['imaging/classification']
+STORY = ['data/pictures', 'data/doors', 'data/deidentification', 'data/joint', 'imaging/classification']
 
 
 @pytest.mark.parametrize('name', STORY)
@@ -489,6 +489,13 @@ def test_own_data_as_the_readme_says(tmp_path, monkeypatch):
     for block in blocks('python'): exec(block, dict(images=images, labels=labels, patients=patients))
     data = read_npz('my.npz')
     assert data.splits == ['train', 'valid', 'test'] and data.images.shape == (60, 28, 28, 3) and len(data.classes) == 3
+    assert len(set(data.groups)) == 30 and data.facts()['patients'].startswith('30')
+
+
+def test_options_of_the_readme_exist():
+    from medlearn.data.doors import options
+    said = [tomllib.loads(b) for b in blocks('toml')]
+    assert said and all(set(d) <= set(options('pictures').index) for d in said)
 
 
 def test_environment_for_conda_has_the_pins_of_the_lock():

@@ -99,7 +99,7 @@ def test_class_folders(folder):
     assert data.classes == ['healthy', 'ill'] and list(data.table.file) == sorted(want) and data.groups is None
     assert all((x == want[f]).all() for x,f in zip(data.images, data.table.file)) # 20 pixels stay 20
     assert [data.classes[y] for y in data.labels] == [f.split('/')[0] for f in data.table.file]
-    assert data.told['which is positive'] == 'the other is called so that it is not' and data.facts()['counts as positive'] == 'ill'
+    assert data.told['which is positive'] == 'ill, healthy is a word for healthy' and data.facts()['counts as positive'] == 'ill'
     assert {n for n,_ in F.seen} >= {'data'}
 
 def test_people_by_a_pattern_of_the_path(folder):

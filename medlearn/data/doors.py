@@ -283,7 +283,7 @@ def check(path:str # of a file or a folder
     try:
         kind = kind_of(path)
         reader = _read_by(kinds[kind])
-        res |= {'this is': kinds[kind].what, 'read by': f'{reader.__module__}.{reader.__name__}', 'what it may be told': ', '.join(options(kind).index)}
+        res |= {'this is': kinds[kind].what, 'read by': f'{reader.__module__}.{reader.__name__}', 'dataset.toml may say': ', '.join(options(kind).index) or 'nothing'}
         with warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter('always')
             said,data,refused = said_of(path, kind),*_tried(path, kind)

@@ -307,7 +307,7 @@ class ImageSet(Splits):
         odd = [r for r in twins if len(np.unique(self.labels[r], axis=0)) > 1]
         def first(groups, by): return ' and '.join(str(r) for r in groups[0][np.sort(np.unique(by[groups[0]], axis=0, return_index=True)[1])][:2])
         same = f'{len(twins):,} pictures, {sum(map(len, twins)):,} rows' if twins else 'none'
-        if torn: same += f'; in two splits: {len(torn):,}, first in rows {first(torn, self.split)}'
+        if torn: same += f'; in two splits: {len(torn):,}, first in rows {first(torn, self.split.astype(str))}'
         if odd: same += f'; with two labels, so that no model can be right on both: {len(odd):,}, first in rows {first(odd, self.labels)}'
         who = 'not named: nobody can say whether one person is in two splits, and intervals count pictures'
         if self.groups is not None: who = f'{check_leak(self.split, self.groups):,}, none in two splits'

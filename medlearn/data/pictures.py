@@ -235,10 +235,11 @@ def _positive(labels, classes, positive):
         if positive is not None: raise DataError(f'positive = "{positive}": one class is positive only where there are two, here are {len(classes)}.')
         return labels,classes,None
     if positive is not None and positive not in classes: raise DataError(f'positive = "{positive}": the classes are {" and ".join(classes)}.')
-    calm = [c.lower() in HEALTHY for c in classes]
+    calm = [c.lower() in HEALTHY for c in classes] # which of the two names says that nothing was found
     turn = positive == classes[0] if positive is not None else calm == [False, True]
-    how = 'as asked' if positive is not None else 'the other is called so that it is not' if any(calm) else 'last in the alphabet: positive = "..." names another'
-    return (1 - labels, classes[::-1], how) if turn else (labels, classes, how)
+    if turn: labels,classes = 1 - labels,classes[::-1]
+    how = 'as asked' if positive is not None else f'{classes[0]} is a word for healthy' if any(calm) else 'last in the alphabet: positive = "..." names another'
+    return labels,classes,f'{classes[1]}, {how}'
 
 def _people(files, patient):
     "Patient of each picture, found in its path by a pattern"
