@@ -200,3 +200,9 @@ def test_mask_rcnn_takes_over_weights_and_draws_masks():
 @pytest.mark.skipif(not BCCD.is_dir(), reason='shared/data/bccd is not beside the repository')
 def test_blood_cells_name_their_bad_boxes():
     with pytest.raises(DataError, match='BloodImage_003(38|43).*zero area'): voc_boxes(BCCD, shape=(24, 32))
+
+
+def test_boxes_without_a_number_for_a_score_are_refused():
+    box = np.array([[0, 0, 5, 5.]])
+    with pytest.raises(DataError, match='picture 1: box 0 has the score nan'):
+        D.match([(box, [1])]*2, [(box, [1], [.5]), (box, [1], [np.nan])])

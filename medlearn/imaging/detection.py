@@ -93,6 +93,8 @@ def match(truth:list, # (boxes, labels) of each image: shapes (m, 4) and (m,)
     "Which found boxes hit, and which true boxes were hit at which score"
     got,real = [],[]
     for i,((tb,tl),(fb,fl,fs)) in enumerate(zip(truth, found)):
+        lost = ~np.isfinite(np.asarray(fs, float))
+        if lost.any(): raise DataError(f'picture {i}: box {lost.argmax()} has the score {fs[lost.argmax()]} ({lost.sum()} such boxes here): it has no place in an order. Look why the detector gives no number.')
         tb,fb = np.reshape(tb, (-1, 4)).astype(float),np.reshape(fb, (-1, 4)).astype(float)
         over,by = box_iou(fb, tb),np.full(len(tb), -np.inf)
         if not at:
