@@ -331,7 +331,7 @@ def _one_kind(pics, colour):
 def _storage(about, side, fit, level_width):
     "How pictures were stored, and what was done to them: question -> answer"
     cut = 100*(1 - about[['height', 'width']].min(axis=1)/about[['height', 'width']].max(axis=1)).max()
-    lost = dict(crop=f'the middle square; up to {cut:.0f} % of the longer side is cut away', pad='whole, black beside it', squash=f'stretched, by up to {cut:.0f} %')[fit]
+    lost = dict(crop=f'the middle square; up to {cut:.0f} % of the longer side is cut away', pad='whole, black beside it', squash=f'stretched, by up to {cut:.0f} %')[fit] if cut else 'whole'
     sizes = Counter(f'{h}×{w}' for h,w in zip(about.height, about.width))
     res = {'stored as': f'{_several(Counter(about.stored))}; rows × columns: {_several(sizes)}', 'brought to': f'{side}×{side}: {lost}'}
     many = f'window of level {level_width[0]:g} and width {level_width[1]:g}' if level_width else 'each by the window in its file, or between its quantiles .005 and .995'
@@ -341,8 +341,11 @@ def _storage(about, side, fit, level_width):
     return res
 
 def _with_cues(data):
-    "With what may give the class away among what was told"
-    odd = giveaways(data).drop(index='all')
+    "With what may give the class away among what was told: cues that some classes show more often than chance would let them"
+    from scipy.stats import chi2_contingency
+    table = giveaways(data)
+    everything,odd = table.loc['all'],table.drop(index='all')
+    odd = odd[[chi2_contingency([row, everything - row]).pvalue < .01 for _,row in odd.iterrows()]]
     cues = [f'{k}: ' + ', '.join(f'{c} {v:,}' for c,v in row.items() if v) for k,row in odd.iterrows()]
     if cues: data.told['may give the class away'] = '; '.join(cues)
     enough = not data.multilabel and np.bincount(data.labels).min() >= 5 and (data.groups is None or len(set(data.groups)) >= 10)
@@ -397,6 +400,8 @@ def picture_folder(folder:str, # pictures, sub-folders allowed, with labels.csv;
     split,told['split'] = _parts(split, groups, labels, images, fractions, seed)
     covered(str(folder), labels, split, classes)
     about.insert(0, 'file', np.array(files)[said.where][good])
-    if said.rest is not None: about = about.join(said.rest[good].reset_index(drop=True), rsuffix=' in the table')
+    if said.rest is not None:
+        rest = said.rest[good].reset_index(drop=True)
+        about = pd.concat([about, rest.rename(columns={c: f'{c} in the table' for c in rest if c in about})], axis=1)
     _record(folder, [*paths, *[at]*at.is_file()])
     return _with_cues(ImageSet(images, labels, split, classes, folder.name, groups, about, told=told))
