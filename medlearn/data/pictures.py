@@ -341,11 +341,11 @@ def _storage(about, side, fit, level_width):
     return res
 
 def _with_cues(data):
-    "With what may give the class away among what was told: cues that some classes show more often than chance would let them"
+    "With what may give the class away among what was told: cues that lean to a class, at a level of .05"
     from scipy.stats import chi2_contingency
     table = giveaways(data)
     everything,odd = table.loc['all'],table.drop(index='all')
-    odd = odd[[chi2_contingency([row, everything - row]).pvalue < .01 for _,row in odd.iterrows()]]
+    odd = odd[[chi2_contingency([row, everything - row], correction=False).pvalue < .05 for _,row in odd.iterrows()]]
     cues = [f'{k}: ' + ', '.join(f'{c} {v:,}' for c,v in row.items() if v) for k,row in odd.iterrows()]
     if cues: data.told['may give the class away'] = '; '.join(cues)
     enough = not data.multilabel and np.bincount(data.labels).min() >= 5 and (data.groups is None or len(set(data.groups)) >= 10)
