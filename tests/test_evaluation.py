@@ -1,5 +1,5 @@
 "Metrics against reference implementations, plain loops and known truths; intervals that keep their promise"
-import math
+import math,warnings
 import numpy as np
 import pandas as pd
 import pytest
@@ -334,3 +334,10 @@ def test_concordance_agrees_with_lifelines_and_scipy(seed, theirs):
     close(E.concordance(t, s), (1 - somersd(t, s).statistic)/2)
 
 # Duplicates
+
+def test_a_class_that_nobody_calls_has_no_precision_and_no_warning():
+    labels = np.arange(30) % 3
+    p = np.tile([.6, .3, .1], (30, 1)) + np.random.default_rng(0).normal(0, .01, (30, 3))
+    judge = E.Judge(I.ImageSet(np.zeros((30, 4, 4), np.uint8), labels, np.repeat('test', 30), list('abc')), 50)
+    with warnings.catch_warnings(action='error'): table = judge.report(p/p.sum(1, keepdims=True))
+    assert table.loc['precision'].isna().all() and table.loc['accuracy'].notna().all()

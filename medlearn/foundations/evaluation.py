@@ -264,7 +264,8 @@ class Judge:
         "All metrics with their intervals, at `cut`"
         called = self.called(p, cut)
         value,spread = rates(self.y, called),rates(self.y, called, self.w)
-        rows = {k: (v[0], *np.nanquantile(spread[k], [.025, .975])) for k,v in value.items()}
+        def with_interval(v, s): return (v, *np.nanquantile(s, [.025, .975])) if np.isfinite(v) else (np.nan,)*3 # 0/0 has none
+        rows = {k: with_interval(v[0], spread[k]) for k,v in value.items()}
         table = pd.DataFrame({'AUROC': self.auroc(p)} | rows, index=['value', 'low', 'high']).T.astype(float)
         return table.rename_axis(f'positive: {self.named["classes"][0]}') if self.two else table
 
