@@ -322,6 +322,23 @@ def test_time_is_in_days(tmp_path):
     for t in ('1580428800', '43861'):
         with pytest.raises(DataError, match=f'row 10: time {t} of 00 is more than a life in days'): E.read_records(folder(tmp_path, rows + f'00,{t},hr,80\n'))
 
+def test_a_code_that_many_patients_have_is_refused(tmp_path):
+    "Heights of many sizes, a third of them -1: the code is not far from the smallest child, and still no height"
+    rng = np.random.default_rng(0)
+    heights = np.where(np.arange(60) % 3 == 0, -1, rng.uniform(2, 400, 60).round(1))
+    table = 'id,time,variable,value\n' + ''.join(f'p{i},0,height,{h}\n' for i,h in enumerate(heights))
+    people = 'id,label\n' + ''.join(f'p{i},{"ab"[i % 2]}\n' for i in range(60))
+    with pytest.raises(DataError, match='row 2: height of p0 is -1, and nothing else is below zero .20 such rows'): E.read_records(folder(tmp_path, table, people))
+    assert len(E.read_records(tmp_path, missing=(-1,)).measurements) == 40 and len(E.read_records(tmp_path, missing=()).measurements) == 60
+
+def test_intensive_care_with_unknown_heights():
+    at = Path(__file__).parent.parent.parent/'shared/data/icu2012_a'
+    if not at.is_dir(): pytest.skip(f'{at} is absent')
+    with pytest.raises(DataError, match=r'(Height|Weight|Gender) of \S+ is -1, and nothing else is below zero'): E.read_records(at)
+    r = E.read_records(at, missing=(-1,))
+    want = pd.read_csv(at/'measurements.csv.gz')
+    assert len(r) == 3996 and r.counts['coded as missing'] == (want.value == -1).sum() and r.outcomes.label.astype(int).sum() == 554
+
 def test_a_packed_table_is_read_as_it_is(tmp_path):
     at = folder(tmp_path)
     plain = E.read_records(at).measurements

@@ -444,10 +444,13 @@ def _number(df, column, path, missing=None):
 # %% ../../nbs/data/10_events.ipynb #4e77c52d
 def _no_codes(df, column, path, what):
     "Refuse a number that looks like a code for *not measured*"
-    code = code_like(df[column].dropna())
+    values = df[column].dropna()
+    code,how = code_like(values),'far from all others'
+    below = values[values < 0]
+    if code is None and len(below) >= 3 and below.nunique() == 1 and below.iloc[0] in (-1, -9, -99, -999, -9999): code,how = below.iloc[0],'and nothing else is below zero'
     if code is None: return
     at = df[column].eq(code)
-    raise DataError(f'{path}: row {at.idxmax()}: {what} of {df.id[at.idxmax()]} is {code:g}, far from all others ({at.sum()} such rows): a code for *not measured*? '
+    raise DataError(f'{path}: row {at.idxmax()}: {what} of {df.id[at.idxmax()]} is {code:g}, {how} ({at.sum()} such rows): a code for *not measured*? '
                     f'If it is, read the folder with missing=({code:g},); if it was measured, with missing=().')
 
 # %% ../../nbs/data/10_events.ipynb #d26b661a
