@@ -447,9 +447,10 @@ def blocks(language): return re.findall(rf'(?s)```{language}\n(.*?)```', (root/'
 
 def test_readme_is_in_step(tmp_path):
     from medlearn.kit.readme import write_readme
-    (tmp_path/'nbs').mkdir()
-    index = shutil.copy(root/'nbs/index.ipynb', tmp_path/'nbs')
+    shutil.copytree(root/'nbs', tmp_path/'nbs', ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
+    index = tmp_path/'nbs/index.ipynb'
     assert write_readme(index).read_bytes() == (root/'README.md').read_bytes(), 'run `make export`'
+    assert index.read_bytes() == (root/'nbs/index.ipynb').read_bytes(), 'run `make export`'
 
 
 @pytest.mark.parametrize('page', ['README.md', 'nbs/index.ipynb'])

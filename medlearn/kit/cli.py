@@ -78,8 +78,9 @@ _Id = Annotated[str, Option(help='One file of a card that has several.')]
 def list_chapters(as_json:_AsJson=False, # JSON instead of a table?
                   nbs:_Nbs=None, # notebooks instead of the course's
                  ):
-    "List the chapters, in reading order."
-    rows = [dict(name=name, path=str(path), **runner.describe(path)) for name,path in runner.chapters(nbs).items()]
+    "List the chapters, in reading order, the appendix last."
+    found = sorted(runner.chapters(nbs).items(), key=lambda nv: nv[0].startswith('kit/'))
+    rows = [dict(name=name, path=str(path), **runner.describe(path)) for name,path in found]
     if not as_json: return _table(_console(), None, dict(name='chapter', title='title', promise='promise'), rows)
     echo(runner.to_json([{k: row[k] for k in ('name', 'path', 'title', 'parameters')} for row in rows]), nl=False)
 
