@@ -123,3 +123,12 @@ def test_a_commit_names_the_code_if_only_other_files_differ(tmp_path, monkeypatc
     assert [named(), named(head), named(None), named('0'*12 + '+')] == [head, head, None, '0'*12 + '+']
     (tmp_path/'medlearn/data/x.py').write_text('other')
     assert named() == head + '+'
+
+
+def test_code_that_changed_while_it_ran_is_not_put_on_record(toy):
+    go, record, nbs = toy
+    path = nbs/'imaging/01_toy.ipynb'
+    edit = f'from pathlib import Path\np = Path({str(path)!r})\np.write_text(p.read_text().replace("1 + " + "1", "1 + 2"))'
+    broken, told = go(KEEP, '1 + 1', edit, seeds=[1])
+    assert broken == ['imaging/toy/full-seed1: chapter changed while it ran; the record stays as it was'] and record() is None
+    assert not go(seeds=[1])[0] and len(record()['runs']) == 1

@@ -190,9 +190,11 @@ def measure(jobs:list, # from `to_measure`; they may belong to several chapters
         if not fresh and (_proved(job, kind, folder) if kind else up_to_date(job, folder)):
             tell(job, 'up to date')
             continue
+        before = code_of(job.path)
         row = runner.run_one(job, out, stop=stop, tell=lambda message: tell(job, message))
         if row is None: break
-        why = _put_down(job, kind, row, folder)
+        since = [k for k,v in code_of(job.path).items() if before.get(k) != v]
+        why = f'{", ".join(since)} changed while it ran; the record stays as it was' if since else _put_down(job, kind, row, folder)
         if why: broken.append(f'{job.stem}: {why}')
         tell(job, row if not why else row | dict(error=why))
     return broken
