@@ -6,7 +6,7 @@ READY := .venv/.ready
 INSTALLER ?= uv
 PIP = $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: course prove measure pretend-gpu colab-lane test lab export lock clean
+.PHONY: course prove measure pretend-gpu colab-lane test lab lab-source export lock clean
 
 course: $(READY)
 	$(BIN)/medlearn run --profile smoke
@@ -30,8 +30,13 @@ colab-lane: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
+# A working copy of the chapters, in work/: made once, never overwritten
 lab: $(READY)
-	$(BIN)/jupyter lab --notebook-dir nbs --ip 127.0.0.1
+	$(BIN)/medlearn lab
+
+# The notebooks that are the source; what is saved loses its outputs
+lab-source: $(READY)
+	$(BIN)/medlearn lab --source
 
 # Notebooks are the source: write the library and the README from them, and strip what should not be committed.
 export: $(READY)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'data', 'list_chapters', 'show_results', 'show_sabotage', 'show_slowest', 'check_device', 'run', 'measure',
-           'figures', 'publish', 'data_list', 'data_card', 'data_fetch', 'data_verify', 'data_check', 'bench',
+           'figures', 'publish', 'lab', 'data_list', 'data_card', 'data_fetch', 'data_verify', 'data_check', 'bench',
            'requirements', 'lacking', 'ailments', 'doctor', 'main']
 
 # %% ../../nbs/kit/07_cli.ipynb #5be4c79f
@@ -12,7 +12,7 @@ import os,signal,sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
-from typer import Argument,Exit,Option,Typer,core,echo
+from typer import Argument,Context,Exit,Option,Typer,core,echo
 from . import runner
 
 # %% ../../nbs/kit/07_cli.ipynb #c9bbb0ba
@@ -285,6 +285,28 @@ def publish(user:Annotated[str, Option(help='Account that the project owns.')], 
     from medlearn.kit.publish import publish as write
     for name in write(user, repo, branch): echo(name)
     echo('Next: make export, make test, commit.')
+
+# %% ../../nbs/kit/07_cli.ipynb #41594cb4
+_Folder = Annotated[Path, Option(file_okay=False, help='Where your copies lie, or will lie.')]
+_Source = Annotated[bool, Option('--source', help="The course's own notebooks instead; outputs are stripped on save.")]
+
+# %% ../../nbs/kit/07_cli.ipynb #8b9c4d4a
+@app.command(context_settings=dict(allow_extra_args=True, ignore_unknown_options=True))
+def lab(context:Context, # what goes on to JupyterLab
+        folder:_Folder=Path('work'), # of the copies
+        source:_Source=False, # the course's own notebooks?
+       ):
+    "Open JupyterLab on your own copy of the chapters; further options, like --no-browser or --port 8889, are JupyterLab's."
+    from importlib.util import find_spec
+    from medlearn.kit.lab import open_lab,open_source,working_copy
+    wanted = dict(jupyterlab='lab') | (dict(nbdev='dev') if source else {})
+    lacks = [f'"{r["name"]}{r["spec"]}"' for r in requirements() if wanted.get(r['name']) == r['extra'] and not find_spec(r['name'])]
+    if lacks: raise runner.WrongUsage(f'lab: JupyterLab or nbdev is missing: {sys.executable} -m pip install {" ".join(lacks)}')
+    if source: return open_source(context.args)
+    new,older = working_copy(folder)
+    if new: echo(f'Copied to {folder.absolute()}: {len(new)} notebooks')
+    if older: echo(f'The course has changed since you got {", ".join(older)}. Yours stay as they are; to have the new ones beside them, rename yours and start again.')
+    open_lab(folder, context.args)
 
 # %% ../../nbs/kit/07_cli.ipynb #1e89e055
 @data.command('list')

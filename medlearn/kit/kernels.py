@@ -265,7 +265,7 @@ def describe_kernel(folder:Path, # becomes an entry of JUPYTER_PATH
     from importlib.metadata import entry_points
     known = any(e.name == 'medlearn' for e in entry_points(group='jupyter_client.kernel_provisioners'))
     argv = [sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}']
-    spec = dict(display_name='Python 3 (ipykernel)', language='python', argv=argv)
+    spec = dict(display_name='Python 3 (ipykernel)', language='python', argv=argv, env=dict(PYDEVD_DISABLE_FILE_VALIDATION='1'))
     if known: spec['metadata'] = dict(kernel_provisioner=dict(provisioner_name='medlearn', config=dict(address=address)))
     path = Path(folder)/'kernels/python3/kernel.json'
     path.parent.mkdir(parents=True, exist_ok=True)
