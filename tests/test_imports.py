@@ -17,6 +17,7 @@ CHAPTERS = chapters(root/'nbs')
 GUARDED = { # imported inside functions, where `_import` or `_need` has said what to install
     'kit/cluster': {'distributed'},
     'data/scans': {'pydicom'},
+    'kit/lab': {'jupyterlab', 'nbdev'}, # the command `medlearn lab` says so before
 }
 IMPORT_FAILS = {'ImportError', 'ModuleNotFoundError', 'Exception'}
 
