@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from medlearn.data import annotations as A
 from medlearn.kit.fetch import DataError
@@ -198,3 +199,18 @@ def test_endings_of_volumes_in_one_folder_a_case(volumes):
     for k, kind in enumerate(('t1', 't2', 'flair')):
         s = A.nifti_pairs(root/'s', root/'s', image_ending=f'_{kind}', ending='_seg')
         assert same(s, plain(k)) and list(s.groups) == ['B0/B0', 'B1/B1', 'B2/B2']
+
+
+def test_spacing_that_the_files_do_not_say(tmp_path):
+    for d in ('images', 'masks'): (tmp_path/d).mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        size = (20, 40) if i % 2 else (10, 20)
+        Image.fromarray(rng.integers(0, 255, size, np.uint8)).save(tmp_path/'images'/f'P{i}.png')
+        Image.fromarray(rng.integers(0, 2, size, np.uint8)).save(tmp_path/'masks'/f'P{i}.png')
+    s = A.mask_folder(tmp_path/'images', tmp_path/'masks', shape=(20, 40), spacing=(.5, .25))
+    assert s.spacing.tolist() == [[.25, .125] if i % 2 == 0 else [.5, .25] for i in range(6)] # the small ones were enlarged twofold
+    with pytest.raises(DataError, match='spacing is .0.5,.: it is 2 lengths above 0'): A.mask_folder(tmp_path/'images', tmp_path/'masks', shape=(20, 40), spacing=(.5,))
+    x = rng.integers(0, 255, (6, 4, 8, 8), np.uint8)
+    np.savez(tmp_path/'v.npz', images=x, masks=(x > 128).astype(np.uint8))
+    assert (A.npz_masks(tmp_path/'v.npz', spacing=[3, 1, 1]).spacing == [3, 1, 1]).all() and A.npz_masks(tmp_path/'v.npz').spacing is None

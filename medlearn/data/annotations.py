@@ -298,6 +298,12 @@ def _pairs(images, masks, endings, ending, image_ending, choose=lambda x, y: x):
 # %% ../../nbs/data/08_annotations.ipynb #7f43d67e
 _kinds = '.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.gif', '.ppm', '.pgm', '.pnm'
 
+def _mm(spacing, axes):
+    "Lengths along each axis, checked"
+    mm = np.asarray(spacing, float)
+    if mm.shape != (axes,) or not (np.isfinite(mm) & (mm > 0)).all(): raise DataError(f'spacing is {spacing}: it is {axes} lengths above 0, in mm, one for each axis.')
+    return mm
+
 def mask_folder(images:str, # folder of pictures
                 masks:str, # folder of masks, with the same names
                 classes:list=('background', 'object'), # names of the classes in the masks, or a dict number -> name
@@ -308,11 +314,12 @@ def mask_folder(images:str, # folder of pictures
                 fractions:tuple=(.6, .15, .25), # shares of train, valid and test
                 seed:int=0, # of the split
                 image_ending:str='', # what image names have after the common name, as `ending` for masks: "_training"
+                spacing:tuple=None, # mm between rows and columns of the pictures as they are stored; default not known
                )->MaskSet:
     "Pictures, turned as their EXIF says, and their masks from two folders; masks with a palette give its indices"
     x,y = _pairs(images, masks, _kinds, ending, image_ending)
     drawn,got = [_open_mask(y[n]) for n in x],[]
-    pics,sizes,_ = _pictures([*x.values()], shape, colour, [m.shape for m in drawn])
+    pics,sizes,scales = _pictures([*x.values()], shape, colour, [m.shape for m in drawn])
     numbers = [*classes] if isinstance(classes, dict) else range(len(classes))
     for n,size,m in zip(x, sizes, drawn):
         if m.shape != size:
@@ -325,7 +332,8 @@ def mask_folder(images:str, # folder of pictures
     name = Path(images).parent.name
     got,classes = _numbered(np.stack(got), classes, name)
     _record(name, [*x.values(), *y.values()])
-    return MaskSet(pics, got, classes, name=name, **_split(x, patient, fractions, seed))
+    mm = None if spacing is None else _mm(spacing, 2)/np.array(scales)[:, None]
+    return MaskSet(pics, got, classes, name=name, spacing=mm, **_split(x, patient, fractions, seed))
 
 # %% ../../nbs/data/08_annotations.ipynb #5679264b
 def _cases(x, y, channel):
@@ -534,6 +542,7 @@ def npz_masks(file:str, # .npz
               classes:list=None, # names, background first, or a dict number -> name; default those drawn
               fractions:tuple=(.6, .15, .25), # shares of train, valid and test, where the file has no split
               seed:int=0, # of the split, likewise
+              spacing:tuple=None, # mm between (slices,) rows and columns, where the file has none
              )->MaskSet:
     "Images with `masks` (class numbers) or `instances` or `labels` (numbered objects) from one file"
     z = load_npz(file, needs=('images',))
@@ -553,6 +562,7 @@ def npz_masks(file:str, # .npz
     if split is None:
         who = np.arange(len(x)) if groups is None else groups
         split = split_by_group(who, np.zeros(len(x), int), fractions, seed)
-    res = MaskSet(x, masks, classes, split, name, groups, z.get('spacing'), instances=objects)
+    mm = z.get('spacing', None if spacing is None else np.tile(_mm(spacing, masks.ndim - 1), (len(x), 1)))
+    res = MaskSet(x, masks, classes, split, name, groups, mm, instances=objects)
     used(name, digest_of(file))
     return res
