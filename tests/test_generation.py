@@ -387,7 +387,7 @@ def saved(path, images, labels):
 def test_volumes_are_refused_and_findings_become_one_class(tmp_path):
     z = np.zeros((6, 8, 16, 16), np.uint8)
     with pytest.raises(DataError, match='volumes'): picture_data(saved(tmp_path/'v.npz', z, np.arange(6) % 2))
-    many = np.array([[0, 0, 0], [1, 0, 1], [0, 0, 1]]*2)
+    many = np.array([[0, 0, 0], [1, 0, 1], [0, 1, 1]]*2)
     data = picture_data(saved(tmp_path/'m.npz', z[:, 0], many))
     assert data.labels[:3].tolist() == [0, 1, 1] and data.classes == ['no finding', 'any finding']
 

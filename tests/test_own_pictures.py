@@ -14,7 +14,7 @@ def test_a_hundred_photographs_run_imaging_classification(tmp_path):
             y, x = np.mgrid[:60, :80 + i % 3]
             spot = ((x - rng.uniform(30, 50))**2/(1 + k) + (y - 30)**2 < rng.uniform(100, 300))[..., None]
             skin = rng.normal((210, 170, 150), 6, (*spot.shape[:2], 3))
-            Image.fromarray(np.where(spot, skin*.4, skin).clip(0, 255).astype(np.uint8)).save(tmp_path/'photos'/c/f'P{k}{i//2}_{i}.jpg')
+            Image.fromarray(np.where(spot, skin*(.2, .8)[k], skin).clip(0, 255).astype(np.uint8)).save(tmp_path/'photos'/c/f'P{k}{i//2}_{i}.jpg')
     (tmp_path/'photos'/'dataset.toml').write_text(r"patient = '(P\d+)_'")
     medlearn = Path(sys.executable).with_name('medlearn')
     done = subprocess.run([medlearn, 'run', 'imaging/classification', '-p', f'dataset={tmp_path/"photos"}', '--out', tmp_path/'out', '--fresh'],

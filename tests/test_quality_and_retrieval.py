@@ -8,7 +8,8 @@ from scipy.spatial.distance import cdist, mahalanobis as one_distance, pdist
 from scipy.spatial.transform import Rotation
 from scipy.stats import binomtest
 
-from medlearn.data.images import ImageSet, check_leak, images_from
+from medlearn.data.doors import images_from
+from medlearn.data.images import ImageSet, check_leak
 from medlearn.foundations.evaluation import auroc, mean_interval
 from medlearn.foundations.training import features, fit, predict, small_cnn, tensor_loaders
 from medlearn.imaging.quality_and_retrieval import (FAULTS, MotionNet, NTXent, Turned, category, changes, cuts_for, degrade, faulty,
