@@ -62,6 +62,16 @@ def test_join_does_not_depend_on_the_order_of_rows(seed):
     assert all((a.parts[m] == b.parts[m]).all() for m in a.parts) and (a.labels == b.labels).all() and (a.split == b.split).all()
 
 
+def test_codes_among_the_numbers_of_a_table_are_refused():
+    "A value of -9 or 999 is no age: it is refused with the case, once far from all others or thrice below zero"
+    ids, pictures, blood, who = cases()
+    for code, times in ((999, 3), (-9, 3), (-1, 5)):
+        ages = np.linspace(20, 80, len(ids)).round()
+        ages[4:4 + times] = code
+        with pytest.raises(DataError, match=rf"column 'age' of blood is {code} in row 4, .*{times} of {len(ids)} are so"):
+            joined(dict(ct=(ids, pictures), blood=blood.assign(age=ages)), who)
+
+
 def test_patients_that_do_not_match_are_named():
     ids, pictures, blood, who = cases(30)
     with pytest.raises(DataError, match='blood lacks P007, P009'): joined(dict(blood=blood.drop(['P007', 'P009'])), who)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np,pandas as pd
 from .images import check_leak,split_by_group
 from .pictures import further,picture_folder
+from .records import code_like
 from ..kit.fetch import DataError,digest_of,load_npz,used
 
 # %% ../../nbs/data/14_joint.ipynb #49439155
@@ -76,6 +77,10 @@ def check_joint(data:Joint, # all splits
         table = pd.DataFrame(data.parts[m], columns=names)
         holes = table.columns[~np.isfinite(table).all()]
         if len(holes): raise DataError(f'{data.name}: column {holes[0]!r} of {m} has no number in {case(~np.isfinite(table[holes[0]]))}. Fill it, or leave it out.')
+        for c in table:
+            v = table[c][table[c] < 0]
+            code = code_like(table[c]) if len(v) < 3 or v.nunique() > 1 or v.iloc[0] not in (-1, -9, -99, -999) else v.iloc[0]
+            if code is not None: raise DataError(f'{data.name}: column {c!r} of {m} is {code:g} in {case(table[c] == code)} ({(table[c] == code).sum()} of {len(table)} are so), apart from all others: a code for *not measured*? Fill these cells, or leave the column or the cases out.')
         flat = table.columns[table[data.split == 'train'].nunique() < 2]
         if len(flat): raise DataError(f'{data.name}: column {flat[0]!r} of {m} is constant in the training split: it tells nothing. Leave it out.')
     for c,n in zip(data.classes, np.bincount(data.labels, minlength=len(data.classes))):
