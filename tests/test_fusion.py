@@ -70,6 +70,7 @@ def test_codes_among_the_numbers_of_a_table_are_refused():
         ages[4:4 + times] = code
         with pytest.raises(DataError, match=rf"column 'age' of blood is {code} in row 4, .*{times} of {len(ids)} are so"):
             joined(dict(ct=(ids, pictures), blood=blood.assign(age=ages)), who)
+        assert joined(dict(ct=(ids, pictures), blood=blood.assign(age=ages)), who, codes=False).parts['blood'][4, 1] == code
 
 
 def test_patients_that_do_not_match_are_named():

@@ -67,6 +67,13 @@ def test_opacity_is_told(folder):
     Image.fromarray(noise(c=4)).save(folder/'ill'/'P19_x.png')
     assert P.picture_folder(folder, side=16).told['with opacity'].startswith('1')
 
+def test_photographs_of_phones_bring_previews_along(tmp_path):
+    "Many phones write MPO: a JPEG with further pictures behind it"
+    x = np.full((20, 20, 3), (200, 120, 60), np.uint8)
+    Image.fromarray(x).save(tmp_path/'a.jpg', 'MPO', save_all=True, append_images=[Image.fromarray(255 - x)], quality=95)
+    with Image.open(tmp_path/'a.jpg') as img: assert img.format == 'MPO' and img.n_frames == 2
+    assert abs(P.read_picture(tmp_path/'a.jpg')[0].astype(int) - x).max() < 8
+
 def test_stacks_and_halves_are_refused(tmp_path):
     Image.fromarray(noise()).save(tmp_path/'a.tif', save_all=True, append_images=[Image.fromarray(noise())])
     with pytest.raises(DataError, match='a.tif holds 2 pictures'): P.read_picture(tmp_path/'a.tif')
@@ -106,12 +113,24 @@ def test_people_by_a_pattern_of_the_path(folder):
     data = P.picture_folder(folder, side=16, patient=r'(P\d+)_')
     assert len(set(data.groups)) == 12 and pd.Series(data.split).groupby(data.groups).nunique().max() == 1
     assert (data.groups == [f.split('/')[1].split('_')[0] for f in data.table.file]).all()
-    with pytest.raises(DataError, match="finds nobody in healthy/P00_0.png. It is a pattern for the path"): P.picture_folder(folder, patient=r'(Q\d+)')
+    with pytest.raises(DataError, match=r"finds no patient in healthy/P00_0.png. Put brackets around"): P.picture_folder(folder, patient=r'(Q\d+)')
+    assert (P.picture_folder(folder, side=16, patient=r'^(P\d+)_').groups == data.groups).all() # a name is enough
     for f in list(folder.rglob('*.png')): # one folder a person below the class
         (f.parent/f.stem.split('_')[0]).mkdir(exist_ok=True)
         f.rename(f.parent/f.stem.split('_')[0]/'image.png' if f.stem.endswith(('0', '2', '4', '6', '8')) else f.parent/f.stem.split('_')[0]/'other.png')
     again = P.picture_folder(folder, side=16, patient='([^/]+)/[^/]+$')
     assert len(set(again.groups)) == 12 and again.classes == ['healthy', 'ill']
+
+def test_people_above_their_classes_are_not_taken_for_classes(tmp_path):
+    for who in range(6):
+        for c in ('naevus', 'melanoma'):
+            (tmp_path/f'P{who}'/c).mkdir(parents=True)
+            for i in range(2): Image.fromarray(noise()).save(tmp_path/f'P{who}'/c/f'{i}.png')
+    with pytest.raises(DataError, match='P0, P1, P2 lie above melanoma, naevus again and again: which of the two is the class.*level = 1'): P.picture_folder(tmp_path)
+    data = P.picture_folder(tmp_path, side=16, level=1, patient='^([^/]+)/')
+    assert data.classes == ['melanoma', 'naevus'] and len(set(data.groups)) == 6
+    assert [data.classes[y] for y in data.labels] == [f.split('/')[1] for f in data.table.file]
+    assert len(P.picture_folder(tmp_path, side=16, level=0).classes) == 6
 
 @pytest.mark.parametrize('names', [('train', 'val', 'test'), ('Training', 'validation', 'testing'), ('train', 'test')])
 def test_splits_by_folder_are_kept(folder, names, tmp_path):
@@ -211,6 +230,12 @@ def test_several_findings(listed):
     long = P.picture_folder(at, side=16, nothing='No Finding')
     assert long.classes == wide.classes and (long.labels == wide.labels).all()
     assert P.picture_folder(at, side=16).classes == ['No Finding', 'edema', 'effusion']
+
+def test_a_column_that_happens_to_hold_0_and_1_is_no_label(listed):
+    at,rows = listed
+    rows.rename(columns=dict(label='dx')).assign(smoker=[0, 1]*6).to_csv(at/'labels.csv', index=False)
+    with pytest.raises(DataError, match='has no column label; it has dx, smoker.*label = "COLUMN"'): P.picture_folder(at)
+    assert P.picture_folder(at, side=16, label='dx').classes == ['sick', 'well']
 
 def test_other_columns(listed):
     at,rows = listed

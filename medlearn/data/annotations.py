@@ -6,16 +6,17 @@
 __all__ = ['MaskSet', 'mni_tissue', 'mask_folder', 'nifti_pairs', 'coco_boxes', 'voc_boxes', 'npz_masks']
 
 # %% ../../nbs/data/08_annotations.ipynb #5d142418
-import gzip,hashlib,json,os,re,warnings
+import gzip,json,os,re,warnings
 from dataclasses import dataclass,replace
 from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
-from .images import Splits,check_leak,show_images,split_by_group
+from .images import Splits,check_leak,patients_in,show_images,split_by_group
+from .pictures import opened
 from .scans import as_slices,contours,paired,read_nifti,read_nrrd,window
-from ..kit.fetch import DataError,_folders,card,digest_of,fetch,load_npz,read_member,used
+from ..kit.fetch import DataError,_folders,card,digest_of,fetch,load_npz,read_member,used,used_together
 
 # %% ../../nbs/data/08_annotations.ipynb #64d5d12c
 @dataclass(eq=False)
@@ -163,59 +164,32 @@ def _files(folder, endings):
                                              'is meant cannot be told. Rename one, or take it away.')
     return dict(stems)
 
-# %% ../../nbs/data/08_annotations.ipynb #fe646852
-def _record(name, files):
-    "One digest for many files"
-    every = hashlib.sha256()
-    for p in files: every.update(f'{Path(p).name} {digest_of(p)}\n'.encode())
-    used(name, f'sha256:{every.hexdigest()}')
-
 # %% ../../nbs/data/08_annotations.ipynb #61874b77
-def _patients(names, patient):
-    "Patients of files, found by a pattern in the paths, or else in the names alone"
-    try: pattern = re.compile(patient or '(.*)')
-    except re.error as e: raise DataError(f'patient={patient!r} is no pattern: {e}. Write one such as "^(.*)_".') from e
-    for texts in (names, [n.rpartition('/')[2] for n in names]):
-        found = [f[1] if (f := pattern.search(s)) and f.groups() else None for s in texts]
-        if all(found): return np.array(found)
-    lost = next(n for n,f in zip(names, found) if not f)
-    raise DataError(f'the pattern {patient!r} finds no patient in {lost}. Put brackets around the '
-                    'part that names the patient.')
 def _advice(names):
     "A pattern that finds three patients or more, in words"
     if len(names) < 3: return 'Add files of other patients.'
     for p in ('^(.*)/', '^(.*?)[_/]', '^(.*?)-', r'(\d+)'):
-        try: found = _patients(names, p)
+        try: found = patients_in(names, p)
         except DataError: continue
         if len(set(found)) > 2: return f'patient= is a pattern on the path of a file: patient=r"{p}" finds {found[0]} in {names[0]}.'
     return f'patient= is a pattern on the path of a file, such as {names[0]}. Leave patient= out where each file is a patient of its own.'
 def _split(names, patient, fractions, seed):
     "Split and patients of files"
     names = [*names]
-    groups = _patients(names, patient)
+    groups = patients_in(names, patient)
     if (n := len(set(groups))) < 3: raise DataError(f'{n} patients cannot fill three splits: at least 3 are needed. {_advice(names)}')
     return dict(split=split_by_group(groups, np.zeros(len(groups), int), fractions, seed), groups=groups)
-
-# %% ../../nbs/data/08_annotations.ipynb #d54c9938
-def _one_page(img, path):
-    "Refuse a stack of pictures, of which only the first would be read"
-    if img.format in ('TIFF', 'GIF') and img.n_frames > 1:
-        raise DataError(f'{path} holds {img.n_frames} pictures. Save one picture a file, or the stack as NIfTI.')
 
 # %% ../../nbs/data/08_annotations.ipynb #32f8be2c
 def _open(path, colour, stated=None):
     "A picture as array, grey or colour, 8 bits, turned as its EXIF says, unless only as stored it has the stated size"
-    from PIL import Image,ImageOps
-    try:
-        with Image.open(path) as img:
-            if img.mode not in ('RGB', 'RGBA', 'P', 'L', 'LA', '1', 'CMYK', 'YCbCr'):
-                raise DataError(f'{path} has more than 8 bits ({img.mode}): choose a window, and save it with 8 bits.')
-            _one_page(img, path)
-            shown = ImageOps.exif_transpose(img)
-            if stated and shown.size[::-1] != stated == img.size[::-1]: shown = img
-            x = np.asarray(shown.convert('RGB'))
-    except (OSError, ValueError, SyntaxError) as e:
-        raise DataError(f'{path} cannot be read as a picture: {e}. Check that the file is whole.') from e
+    from PIL import ImageOps
+    with opened(path) as img:
+        if img.mode not in ('RGB', 'RGBA', 'P', 'L', 'LA', '1', 'CMYK', 'YCbCr'):
+            raise DataError(f'{path} has more than 8 bits ({img.mode}): choose a window, and save it with 8 bits.')
+        shown = ImageOps.exif_transpose(img)
+        if stated and shown.size[::-1] != stated == img.size[::-1]: shown = img
+        x = np.asarray(shown.convert('RGB'))
     if (x == x[..., :1]).all() and not colour: return x[..., 0]
     if colour is not False: return x
     raise DataError(f'{path} is in colour where grey images are expected. Convert it, or pass colour=True.')
@@ -223,15 +197,11 @@ def _open(path, colour, stated=None):
 # %% ../../nbs/data/08_annotations.ipynb #08bdcaaf
 def _open_mask(path):
     "Class numbers of a mask: the indices of a palette, but for black and white; the greys of any other picture"
-    from PIL import Image,ImageOps
-    try:
-        with Image.open(path) as img:
-            _one_page(img, path)
-            img = ImageOps.exif_transpose(img)
+    from PIL import ImageOps
+    with opened(path) as img:
+        img = ImageOps.exif_transpose(img)
         if img.mode.startswith('I'): return np.asarray(img)
         x = np.asarray(img.convert('RGB'))
-    except (OSError, ValueError, SyntaxError) as e:
-        raise DataError(f'{path} cannot be read as a picture: {e}. Check that the file is whole.') from e
     grey = (x == x[..., :1]).all()
     if img.mode == 'P' and not (grey and set(np.unique(x)) <= {0, 255}): return np.asarray(img)
     if grey and img.mode != 'F': return x[..., 0]
@@ -331,7 +301,7 @@ def mask_folder(images:str, # folder of pictures
         got.append(_fit(m.astype(np.uint8), shape, False)[0])
     name = Path(images).parent.name
     got,classes = _numbered(np.stack(got), classes, name)
-    _record(name, [*x.values(), *y.values()])
+    used_together(name, [*x.values(), *y.values()])
     mm = None if spacing is None else _mm(spacing, 2)/np.array(scales)[:, None]
     return MaskSet(pics, got, classes, name=name, spacing=mm, **_split(x, patient, fractions, seed))
 
@@ -397,7 +367,7 @@ def nifti_pairs(images:str, # folder of volumes, or a folder that holds imagesTr
         return res
     got,classes = _numbered(got, classes, Path(images).parent.name)
     name,table = Path(images).parent.name,pd.DataFrame(own, columns=['slices', 'rows', 'columns']).assign(file=[*x])
-    _record(name, [*(p for p,_ in x.values()), *y.values()])
+    used_together(name, [*(p for p,_ in x.values()), *y.values()])
     return MaskSet(np.stack([centred(a) for a in pics]), np.stack([centred(a) for a in got]), classes, name=name,
                    spacing=np.array(mm), table=table, **_split(x, patient, fractions, seed))
 
@@ -472,7 +442,7 @@ def coco_boxes(file:str, # annotations, .json
     if not paths: raise DataError(f'{file} names no pictures.')
     home = os.path.commonpath([os.path.abspath(p.parent) for p in paths])
     shown = [Path(os.path.relpath(p, home)).with_suffix('').as_posix() for p in paths]
-    _record(Path(file).name, [file, *filter(Path.is_file, paths)])
+    used_together(Path(file).name, [file, *filter(Path.is_file, paths)])
     return _boxed(Path(file).name, paths, [*found.values()], stated, ['background', *cats.values()], drop_bad, shape, colour,
                   **_split(shown, patient, fractions, seed))
 
@@ -498,7 +468,7 @@ def _listed(folder, names, patient, fractions, seed):
         train = [n for n in of if of[n] == 'train']
         of |= {n: 'train' if s in lists else s for n,s in zip(train, _split(train, patient, fractions, seed)['split'])}
     of = {n: of[n] for n in names if n in of}
-    split,groups = np.array([*of.values()]),_patients(of, patient) if patient or len(lists) < 3 else None
+    split,groups = np.array([*of.values()]),patients_in(of, patient) if patient or len(lists) < 3 else None
     if groups is not None: check_leak(split, groups)
     return of,dict(split=split, groups=groups)
 
@@ -534,7 +504,7 @@ def voc_boxes(folder:str, # holds Annotations, JPEGImages, and ImageSets/Main wh
     classes = sorted({o[0] for r in raw for o in r})
     found = [[(*o[1:], classes.index(o[0])+1) for o in r] for r in raw]
     paths = [pics[n] for n in xml]
-    _record(folder.name, [*xml.values(), *paths])
+    used_together(folder.name, [*xml.values(), *paths])
     return _boxed(folder.name, paths, found, stated, ['background', *classes], drop_bad, shape, colour, 1, **more)
 
 # %% ../../nbs/data/08_annotations.ipynb #32c0c343

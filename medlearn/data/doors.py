@@ -262,7 +262,6 @@ def takers(kind:str, # name in `kinds`
         if data.multilabel or len(data.classes) != 2: res['foundations/training'] = 'two classes are wanted'
     if kind in ('masks', 'mask_folder') and data.volumes: res['imaging/segmentation'] = res['imaging/detection'] = 'these are volumes'
     if kind == 'pictures' and not data.multilabel and pd.to_numeric(pd.Series(data.table[further(data)].to_numpy().ravel()), errors='coerce').notna().any(): res['imaging/fusion'] = ''
-    if kind == 'mimic' or kind == 'records' and data.outcomes is None: res['sequences/records'] = '' if kind == 'mimic' else 'outcomes.csv is wanted'
     return res
 
 class NotRead(Facts):

@@ -7,14 +7,14 @@ __all__ = ['layout', 'Records', 'tidy', 'same_values', 'nafld', 'plot_course', '
            'Vocabulary', 'summaries', 'Padded', 'pad', 'unpad', 'pbc', 'read_records', 'read_mimic']
 
 # %% ../../nbs/data/10_events.ipynb #f4205e4c
-import csv,gzip,hashlib,io,warnings,zlib
+import csv,gzip,io,warnings,zlib
 from dataclasses import dataclass,field,replace
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np,pandas as pd
 from .images import split_by_group
 from .records import _fetched,code_like,not_known,read_pickled,table
-from ..kit.fetch import DataError,_unknown,arrays,card,digest_of,read_member,used
+from ..kit.fetch import DataError,_unknown,arrays,card,read_member,used,used_together
 
 # %% ../../nbs/data/10_events.ipynb #bd4cf2fc
 layout = dict(measurements=['id', 'time', 'variable', 'value'], events=['id', 'time', 'event'])
@@ -444,14 +444,11 @@ def _number(df, column, path, missing=None):
 # %% ../../nbs/data/10_events.ipynb #4e77c52d
 def _no_codes(df, column, path, what):
     "Refuse a number that looks like a code for *not measured*"
-    values = df[column].dropna()
-    code,how = code_like(values),'far from all others'
-    below = values[values < 0]
-    if code is None and len(below) >= 3 and below.nunique() == 1 and below.iloc[0] in (-1, -9, -99, -999, -9999): code,how = below.iloc[0],'and nothing else is below zero'
+    code = code_like(df[column].dropna())
     if code is None: return
     at = df[column].eq(code)
-    raise DataError(f'{path}: row {at.idxmax()}: {what} of {df.id[at.idxmax()]} is {code:g}, {how} ({at.sum()} such rows): a code for *not measured*? '
-                    f'If it is, read the folder with missing=({code:g},); if it was measured, with missing=().')
+    raise DataError(f'{path}: row {at.idxmax()}: {what} of {df.id[at.idxmax()]} is {code:g}, apart from all others ({at.sum()} such rows): a code for *not measured*? '
+                    f'If it is, say missing = [{code:g}] in dataset.toml; if it was measured, missing = [].')
 
 # %% ../../nbs/data/10_events.ipynb #d26b661a
 def _outcomes(path, unknown, missing):
@@ -476,13 +473,6 @@ def _outcomes(path, unknown, missing):
     for c in rest*(missing is None):
         if c != 'patient': _no_codes(people.assign(id=df.id), c, path, c)
     return out.set_axis(df.id),people.set_axis(df.id),left
-
-# %% ../../nbs/data/10_events.ipynb #bc1ee30c
-def _digest(name, paths):
-    "Record many files as one digest"
-    every = hashlib.sha256()
-    for p in paths: every.update(f'{p.name} {digest_of(p)}\n'.encode())
-    used(name, f'sha256:{every.hexdigest()}')
 
 # %% ../../nbs/data/10_events.ipynb #399babaa
 def read_records(folder, # holds measurements.csv and outcomes.csv, or either as .csv.gz
@@ -510,7 +500,7 @@ def read_records(folder, # holds measurements.csv and outcomes.csv, or either as
     m,counts = tidy(df, unsorted, twice, str(files[0]))
     counts['ids without measurements'] = int((~people.index.isin(df.id)).sum())
     counts |= {k: n for k,n in (('coded as missing', coded), ('outcomes not known', len(dark))) if n}
-    _digest(folder.name, files)
+    used_together(folder.name, files)
     events = pd.DataFrame(dict(id=m.id[:0], time=m.time[:0], event=m.variable[:0]))
     return Records(m, events, people, pd.Series(np.inf, people.index), out, folder.name, counts=counts)
 
@@ -624,5 +614,5 @@ def read_mimic(folder, # of MIMIC-III's tables, .csv or .csv.gz, names in any ca
     read = [_charted(files[n], n, df.admittime, items, chunk, names) for n in _charts if n in files]
     empty = pd.DataFrame(dict(id=df.index[:0], time=np.zeros(0), variable=np.array([], object), value=np.zeros(0)))
     m,counts = tidy(pd.concat([t for t,_ in read], ignore_index=True) if read else empty)
-    _digest(f'mimic3 in {folder.name}', [files[n] for n in (*_needed, *_charts) if n in files])
+    used_together(f'mimic3 in {folder.name}', [files[n] for n in (*_needed, *_charts) if n in files])
     return Records(m, events, _mimic_people(df, icu), end, name='mimic3', counts=counts | {k: v for _,c in read for k,v in c.items()})

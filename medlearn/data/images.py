@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'fill', 'Mask', 'lidc_masks', 'same_nodule', 'lidc_readings', 'to_grid', 'show_images', 'same_size', 'Facts',
-           'duplicates', 'Splits', 'ImageSet', 'split_by_group', 'tied', 'check_leak', 'lidc_nodules', 'overlap',
-           'covered', 'read_npz', 'medmnist']
+           'duplicates', 'Splits', 'ImageSet', 'split_by_group', 'tied', 'patients_in', 'check_leak', 'lidc_nodules',
+           'overlap', 'covered', 'read_npz', 'medmnist']
 
 # %% ../../nbs/data/01_images.ipynb #8cec2d87
 import hashlib,math,re,warnings
@@ -359,6 +359,20 @@ def tied(*columns # each of shape (n,): patients, texts, ...
     first = np.cumsum([n] + [c.max(initial=-1) + 1 for c in codes])
     i,j = np.tile(np.arange(n), len(codes)),np.concatenate([c + a for c,a in zip(codes, first)])
     return connected_components(coo_array((np.ones(len(i)), (i, j)), shape=(first[-1],)*2), directed=False)[1][:n]
+
+# %% ../../nbs/data/01_images.ipynb #f067acd9
+def patients_in(names, # paths of files, from their folder on
+                patient:str=None, # pattern with brackets around the patient: r"^(P\d+)_"; default: the whole path
+               )->np.ndarray: # one a file
+    "Patients of files, found by a pattern in the paths, or else in the names alone"
+    try: pattern = re.compile(patient or '(.*)')
+    except re.error as e: raise DataError(f'patient={patient!r} is no pattern: {e}. Write one such as "^(.*)_".') from e
+    for texts in (names, [n.rpartition('/')[2] for n in names]):
+        found = [f[1] if (f := pattern.search(s)) and f.groups() else None for s in texts]
+        if all(found): return np.array(found)
+    lost = next(n for n,f in zip(names, found) if not f)
+    raise DataError(f'the pattern {patient!r} finds no patient in {lost}. Put brackets around the part that names the patient: '
+                    r"'^(P\d+)_' for P12_3.png, '([^/]+)/[^/]+$' for the folder that a file lies in.")
 
 # %% ../../nbs/data/01_images.ipynb #3461b776
 def check_leak(split:np.ndarray, # split of each row, shape (n,)

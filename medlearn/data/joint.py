@@ -63,6 +63,7 @@ def _match(name, ids, wanted):
 # %% ../../nbs/data/14_joint.ipynb #0ab04f94
 def check_joint(data:Joint, # all splits
                 ids:np.ndarray=None, # of the cases, to name one; default: the patients
+                codes:bool=True, # refuse numbers that look like codes for *not measured*
                )->Joint: # the same
     "Refuse what cannot be learned from or judged, and say why"
     def case(bad): return f'row {(i := np.argmax(bad))}, {(data.groups if ids is None else ids)[i]}'
@@ -77,10 +78,10 @@ def check_joint(data:Joint, # all splits
         table = pd.DataFrame(data.parts[m], columns=names)
         holes = table.columns[~np.isfinite(table).all()]
         if len(holes): raise DataError(f'{data.name}: column {holes[0]!r} of {m} has no number in {case(~np.isfinite(table[holes[0]]))}. Fill it, or leave it out.')
-        for c in table:
-            v = table[c][table[c] < 0]
-            code = code_like(table[c]) if len(v) < 3 or v.nunique() > 1 or v.iloc[0] not in (-1, -9, -99, -999) else v.iloc[0]
-            if code is not None: raise DataError(f'{data.name}: column {c!r} of {m} is {code:g} in {case(table[c] == code)} ({(table[c] == code).sum()} of {len(table)} are so), apart from all others: a code for *not measured*? Fill these cells, or leave the column or the cases out.')
+        for c in table.columns if codes else ():
+            if (code := code_like(table[c])) is None: continue
+            raise DataError(f'{data.name}: column {c!r} of {m} is {code:g} in {case(table[c] == code)} ({(table[c] == code).sum()} of {len(table)} are so), apart from all others: '
+                            'a code for *not measured*? Fill these cells, or leave the column or the cases out; if it was measured, say codes=False.')
         flat = table.columns[table[data.split == 'train'].nunique() < 2]
         if len(flat): raise DataError(f'{data.name}: column {flat[0]!r} of {m} is constant in the training split: it tells nothing. Leave it out.')
     for c,n in zip(data.classes, np.bincount(data.labels, minlength=len(data.classes))):
@@ -102,6 +103,7 @@ def joined(parts:dict, # modality -> (ids, pictures) or a data frame with the id
            classes:list=None, # the labels in the order wanted; default: sorted
            fractions:tuple=(.6, .15, .25), # shares of train, valid and test, by patient, where `cases` has no split
            seed:int=0, # of that split
+           codes:bool=True, # refuse numbers that look like codes for *not measured*
           )->Joint:
     "Modalities joined by the id of the case, checked"
     _match('the list of cases', cases.index, cases.index.unique())
@@ -118,12 +120,13 @@ def joined(parts:dict, # modality -> (ids, pictures) or a data frame with the id
     if (labels < 0).any(): raise DataError(f'{name}: case {cases.index[labels.argmin()]} has the label {cases.label.iloc[labels.argmin()]!r}, which is none of {classes}')
     who = (cases.patient if 'patient' in cases else cases.index.to_series()).to_numpy()
     split = cases['split'].to_numpy() if 'split' in cases else split_by_group(who, labels, fractions, seed)
-    return check_joint(Joint(arrays, labels, split, [str(c) for c in classes], who, name, columns), cases.index)
+    return check_joint(Joint(arrays, labels, split, [str(c) for c in classes], who, name, columns), cases.index, codes)
 
 # %% ../../nbs/data/14_joint.ipynb #62f0dcdd
 def read_joint(folder:str, # holds images.npz and table.csv
                fractions:tuple=(.6, .15, .25), # shares of train, valid and test, where table.csv has no split
                seed:int=0, # of that split
+               codes:bool=True, # refuse numbers that look like codes for *not measured*
               )->Joint:
     "Pictures and a table from a folder, joined by id"
     folder = Path(folder).expanduser()
@@ -142,13 +145,14 @@ def read_joint(folder:str, # holds images.npz and table.csv
     if short: raise DataError(f'{folder/"images.npz"}: {short[0]} has shape {pictures[short[0]].shape} for {len(ids)} ids. Wanted: one picture an id, (n, h, w) or (n, h, w, channels).')
     parts = {m: (ids, a) for m,a in pictures.items()} | (dict(table=numbers) if len(numbers.columns) else {})
     if len(parts) < 2: raise DataError(f'{folder} holds one modality, {", ".join(parts) or "none"}: fusion needs two. Add columns of numbers to table.csv, or pictures.')
-    data = joined(parts, cases, folder.name, fractions=fractions, seed=seed)
+    data = joined(parts, cases, folder.name, fractions=fractions, seed=seed, codes=codes)
     for f in (folder/'images.npz', table): used(f'{folder.name}/{f.name}', digest_of(f))
     return data
 
 def pictures_and_table(folder:str, # pictures with labels.csv, see `picture_folder`; further columns of numbers are the table
                        side:int=32, # pixels a side that all pictures are brought to
                        columns:list=None, # of the table; default: all that hold numbers and are no label, patient or split
+                       codes:bool=True, # refuse numbers that look like codes for *not measured*
                        **kw, # for `picture_folder`
                       )->Joint: # modalities "pictures" and "table"
     "A folder of pictures whose labels.csv has columns of numbers"
@@ -164,4 +168,4 @@ def pictures_and_table(folder:str, # pictures with labels.csv, see `picture_fold
     if not len(numbers.columns): raise DataError(f'{folder} holds pictures alone: fusion needs two modalities. Add columns of numbers to labels.csv, such as age.')
     numbers.index = data.table.file
     cases = pd.DataFrame(dict(label=data.label_names(), patient=data.table.file if data.groups is None else data.groups, split=data.split))
-    return joined(dict(pictures=(data.table.file, data.images), table=numbers), cases.set_axis(data.table.file), data.name, data.classes)
+    return joined(dict(pictures=(data.table.file, data.images), table=numbers), cases.set_axis(data.table.file), data.name, data.classes, codes=codes)

@@ -119,9 +119,10 @@ def not_known(labels, # text or numbers, shape (n,)
 # %% ../../nbs/data/02_records.ipynb #366b0617
 def code_like(values # measurements of one kind, shape (n,)
              ): # the value, or None
-    "A value that looks like a code for *not measured*: −1, −9, −99, ... once, or 999, 9999, ... three times, farther from the others than these from each other"
+    "A value that looks like a code for *not measured*: −1, −9, −99, ... once, or 999, 9999, ... three times, farther from the others than these from each other; or −1, ... three times below a quantity that is never negative"
     v = np.sort(np.asarray(values, float))
     for end,codes,times in ((v[:1], (-1, *(-n for n in _nines)), 1), (v[-1:], _nines[2:], 3)):
         rest = v[v != end] if len(v) else v
         if len(v) and end[0] in codes and len(rest) >= 5 and len(v) - len(rest) >= times and (end[0] > 0 or rest[0] >= 0):
             if abs(rest - end).min() > np.ptp(rest) > 0: return float(end[0])
+            if end[0] < 0 and len(v) - len(rest) >= 3 and len(np.unique(rest)) > 2: return float(end[0])

@@ -8,7 +8,7 @@ __all__ = ['beat_symbols', 'waves', 'rhythms', 'superclasses', 'Signals', 'plot_
            'rr_features', 'normalised', 'beats', 'ptbxl']
 
 # %% ../../nbs/data/03_signals.ipynb #810908ad
-import ast,hashlib,io,re,warnings
+import ast,io,re,warnings
 from dataclasses import dataclass,replace
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np,pandas as pd
 from scipy.ndimage import maximum_filter1d,uniform_filter1d
 from scipy.signal import butter,find_peaks,iirnotch,resample_poly,sosfilt,sosfilt_zi,sosfiltfilt,tf2sos
 from .images import Splits,split_by_group
-from ..kit.fetch import DataError,card,digest_of,fetch,read_member,used
+from ..kit.fetch import DataError,card,digest_of,fetch,read_member,used,used_together
 
 # %% ../../nbs/data/03_signals.ipynb #4f7b0223
 @dataclass(eq=False)
@@ -558,10 +558,9 @@ def ptbxl(folder, # with ptbxl_database.csv and scp_statements.csv
     if not keep.any(): raise DataError(f'{folder}: no record in folds {list(folds)} has one of {superclasses}. Choose other folds.')
     if not keep.all(): warnings.warn(f'PTB-XL: {(~keep).sum()} of {len(keep)} records have no diagnostic superclass, and were left out')
     df,labels = df[keep].reset_index(drop=True),labels[keep]
-    one,every = [_millivolts(Path(folder)/f'{f}.hea') for f in df[column]],hashlib.sha256()
+    one = [_millivolts(Path(folder)/f'{f}.hea') for f in df[column]]
     odd = next((f for f,r in zip(df[column], one) if r[1] != rate or r[2] != one[0][2]), None)
     if odd: raise DataError(f'{odd} has not {rate} Hz, or other leads than the first record. Get it again from PTB-XL.')
     split = np.where(df.strat_fold <= 8, 'train', np.where(df.strat_fold == 9, 'valid', 'test'))
-    for p in (Path(folder)/'ptbxl_database.csv', *(p for r in one for p in r[3])): every.update(digest_of(p).encode())
-    used(Path(folder).name, f'sha256:{every.hexdigest()}')
+    used_together(Path(folder).name, [Path(folder)/'ptbxl_database.csv', *(p for r in one for p in r[3])])
     return Signals([r[0] for r in one], float(rate), one[0][2], df.patient_id.to_numpy(), 'PTB-XL', labels, superclasses, split, table=df)

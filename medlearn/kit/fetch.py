@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['timeout', 'waits', 'seen', 'on_use', 'DataError', 'UnknownName', 'File', 'Card', 'cards', 'card', 'digest_of',
-           'cache_dir', 'cached_path', 'Cut', 'used', 'fetch', 'read_member', 'load_npz', 'arrays', 'load', 'verify']
+           'cache_dir', 'cached_path', 'Cut', 'used', 'used_together', 'fetch', 'read_member', 'load_npz', 'arrays',
+           'load', 'verify']
 
 # %% ../../nbs/kit/01_fetch.ipynb #d0025efd
 import errno,hashlib,io,json,os,re,shutil,subprocess,sys,tarfile,tempfile,time,tomllib,warnings,zipfile,zlib
@@ -377,6 +378,15 @@ def used(name:str, # data set, or path of a user's own file
     if (name, digest) in seen: return
     seen.append((name, digest))
     for f in on_use: f(name, digest)
+
+def used_together(name:str, # of what they make up
+                  files:list, # paths
+                  top:str=None, # folder whose paths belong to the digest; default: names alone
+                 )->None:
+    "Note that many files were read as one"
+    every = hashlib.sha256()
+    for p in map(Path, files): every.update(f'{p.relative_to(top).as_posix() if top else p.name} {digest_of(p)}\n'.encode())
+    used(name, f'sha256:{every.hexdigest()}')
 
 # %% ../../nbs/kit/01_fetch.ipynb #940ffd6c
 def _locked_bring(f, path):
