@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 
 from medlearn.kit import publish
-from medlearn.kit.runner import chapters
+from medlearn.kit.catalog import chapters
 
 root = Path(__file__).parent.parent
 PINS = root/'tests'/'colab.txt'

@@ -5,7 +5,8 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from medlearn.kit import chapter, fetch
-from medlearn.kit.chapter import begin, claim, pick, seed_everything, seed_worker
+from medlearn.kit import cards as Cards
+from medlearn.kit.chapter import begin,claim,pick,seed_everything,seed_worker
 
 
 @pytest.fixture
@@ -185,7 +186,6 @@ def test_an_unknown_sabotage(monkeypatch):
 def test_untrained_no_optimiser_takes_a_step():
     code = """
 import torch
-from medlearn.kit.chapter import begin
 begin('smoke', 1)
 from fastai.optimizer import Adam
 p = torch.nn.Parameter(torch.ones(3))
@@ -199,7 +199,7 @@ print(p.tolist())"""
 
 
 def test_leak_the_split_ignores_patients(monkeypatch):
-    from medlearn.data.images import check_leak, split_by_group
+    from medlearn.data.splits import check_leak,split_by_group
     groups = np.repeat(np.arange(30), 4)
     honest = split_by_group(groups, groups % 2)
     monkeypatch.setenv('MEDLEARN_SABOTAGE', 'leak')
@@ -207,7 +207,7 @@ def test_leak_the_split_ignores_patients(monkeypatch):
     assert check_leak(torn, groups) == 30
     monkeypatch.delenv('MEDLEARN_SABOTAGE')
     assert check_leak(honest, groups) == 30
-    with pytest.raises(fetch.DataError, match='is in'): check_leak(torn, groups)
+    with pytest.raises(Cards.DataError, match='is in'): check_leak(torn, groups)
 
 
 def test_begin_records_the_run_and_the_data_read_after_it(shown, monkeypatch):

@@ -5,7 +5,8 @@ from pathlib import Path
 import nbformat, numpy as np, pytest
 
 from medlearn.kit.reuse import Kept
-from medlearn.kit.runner import chapters, plan, run
+from medlearn.kit.catalog import chapters
+from medlearn.kit.runner import plan,run
 
 root = Path(__file__).parent.parent
 CHAPTERS = chapters(root/'nbs')

@@ -4,7 +4,7 @@ import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
 from sklearn.base import BaseEstimator, ClassifierMixin
 from medlearn.foundations.classical import corrected_interval, models, nested_cv, shape_features
-from medlearn.kit.fetch import DataError
+from medlearn.kit.cards import DataError
 
 
 def rows(n=120, columns=5, signal=0, seed=0):

@@ -4,11 +4,13 @@ import pytest
 import torch
 from fastai.learner import Learner
 from medlearn.data.images import ImageSet
-from medlearn.foundations.training import Augment, fit, predict, tensor_loaders
+from medlearn.foundations.augmentation import Augment
+from medlearn.foundations.loading import tensor_loaders
+from medlearn.foundations.training import fit,predict
 from medlearn.foundations.evaluation import Judge
 from medlearn.imaging.classification import (accuracy, baseline, classic_cnn, harmless, known_as, largest_losses,
                                              pixel_baseline, ready_made, score_table, youden)
-from medlearn.kit.fetch import DataError
+from medlearn.kit.cards import DataError
 
 
 def squares(n=240, k=2, side=28, channels=None, multilabel=False, seed=0):

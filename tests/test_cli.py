@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from medlearn.kit import cli
+from medlearn.kit import doctor as Doctor
 from medlearn.kit.cli import app
 
 MEDLEARN = [sys.executable, '-c', 'from medlearn.kit.cli import main; main()']
@@ -133,7 +134,7 @@ def test_doctor(monkeypatch):
 def test_doctor_names_the_command_that_mends(monkeypatch):
     gone = [dict(name='torch', spec='>=2.6', have=None, extra='', ok=False),
             dict(name='pydicom', spec='>=3.0', have=None, extra='formats', ok=False)]
-    monkeypatch.setattr('medlearn.kit.cli.requirements', lambda: gone)
+    monkeypatch.setattr('medlearn.kit.doctor.requirements', lambda: gone)
     done = call('doctor')
     assert done.exit_code == 1 and '-m pip install "torch>=2.6"' in done.stdout and 'pip install "pydicom>=3.0"' in done.stdout
 
@@ -145,7 +146,7 @@ def test_an_extra_of_an_extra_is_looked_for(monkeypatch):
         if name in ('distributed', 'pynrrd'): raise metadata.PackageNotFoundError(name)
         return real(name)
     monkeypatch.setattr(metadata, 'version', version)
-    rows = [(r['name'], r['extra'], r['ok']) for r in cli.requirements()]
+    rows = [(r['name'], r['extra'], r['ok']) for r in Doctor.requirements()]
     gone = {('distributed', 'scaling', False), ('distributed', 'cluster', False), ('pynrrd', 'formats', False)}
     assert gone == {r for r in rows if r[0] in ('distributed', 'pynrrd')} and ('dask', 'scaling', True) in rows
 
@@ -215,7 +216,7 @@ def test_publish_refuses_what_cannot_be_an_account():
     (['--jobs', '0'], 'greater than or equal to 1'), (['--device', 'gpu'], 'it is cpu or cuda'), (['--device', 'cuda'], 'shows no NVIDIA GPU'),
     (['--cluster', 'local:2', '--jobs', '2'], '--jobs and --cluster'), (['--cluster', 'local:0'], 'local:0'), (['--cluster', 'nowhere.yaml'], 'nowhere.yaml')])
 def test_what_cannot_be_asked_for_is_said_before_anything_runs(nbs, tmp_path, words, says, monkeypatch):
-    monkeypatch.setattr('medlearn.kit.kernels.gpu_at_hand', lambda env=None: False)
+    monkeypatch.setattr('medlearn.kit.machine.gpu_at_hand', lambda env=None: False)
     began = time.monotonic()
     done = call('run', 'imaging/reads', '--nbs', nbs, '--out', tmp_path/'out', *words)
     assert done.exit_code == 2 and says in done.output.replace('\n', ' '), done.output
@@ -224,7 +225,7 @@ def test_what_cannot_be_asked_for_is_said_before_anything_runs(nbs, tmp_path, wo
 
 def test_the_processor_can_be_asked_for(nbs, tmp_path, monkeypatch):
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '0')
-    from medlearn.kit.workers import environment
+    from medlearn.kit.machine import environment
     assert environment(tmp_path, 1, 'cpu')['CUDA_VISIBLE_DEVICES'] == '' and environment(tmp_path, 1)['CUDA_VISIBLE_DEVICES'] == '0'
     assert call('run', 'imaging/reads', '--nbs', nbs, '--out', tmp_path/'out', '--device', 'cpu').exit_code == 0
 

@@ -6,7 +6,7 @@ import nbformat, pytest
 from nbformat import v4
 
 from medlearn.kit.code import code_of, only_draws, plain_code
-from medlearn.kit.runner import chapters
+from medlearn.kit.catalog import chapters
 
 root = Path(__file__).parent.parent
 CLASSIFICATION = chapters(root/'nbs')['imaging/classification']

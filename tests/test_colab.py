@@ -6,7 +6,7 @@ import pytest
 from colab_lane import PINS, NoRegistry, build, course, extras_of, installed, needs, pins, plain
 from packaging.requirements import Requirement
 
-from medlearn.kit.runner import chapters
+from medlearn.kit.catalog import chapters
 
 root = Path(__file__).parent.parent
 COLAB = root.parent/'shared/data/colab'

@@ -12,7 +12,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 
 from medlearn.kit import publish
 from medlearn.kit.measure import wanted
-from medlearn.kit.runner import PARTS, chapters, choose, describe
+from medlearn.kit.catalog import chapters,choose,describe,PARTS
 
 root = Path(__file__).parent.parent
 conf = ConfigParser()

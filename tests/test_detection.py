@@ -5,11 +5,14 @@ import numpy as np, pytest, torch, torchvision
 from fastai.learner import Learner
 from hypothesis import given, settings, strategies as st
 
-from medlearn.data.annotations import MaskSet, voc_boxes
-from medlearn.foundations.evaluation import box_iou, mean_ap
-from medlearn.foundations.training import Augment, EMA, one_cycle, tensor_loaders
+from medlearn.data.boxes import voc_boxes
+from medlearn.data.masks import MaskSet
+from medlearn.foundations.agreement import box_iou,mean_ap
+from medlearn.foundations.augmentation import Augment
+from medlearn.foundations.loading import tensor_loaders
+from medlearn.foundations.training import EMA,one_cycle
 from medlearn.imaging import detection as D
-from medlearn.kit.fetch import DataError
+from medlearn.kit.cards import DataError
 
 root = Path(__file__).parent.parent
 BCCD = root.parent/'shared/data/bccd/BCCD'

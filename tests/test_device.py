@@ -9,10 +9,12 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent/'pretended_gpu'))
 import test_detection, test_forecasting, test_fusion, test_generation, test_quality_and_retrieval, test_segmentation
 import test_sequences_ecg, test_sequences_records, test_sequences_text, test_volumes
-from medlearn.data.events import landmark
+from medlearn.data.cohorts import landmark
 from medlearn.data.text import Vocab
 from medlearn.foundations.sequences import read_all, sequence_net
-from medlearn.foundations.training import EMA, Augment, features, fit, one_cycle, predict, small_cnn, tensor_loaders
+from medlearn.foundations.augmentation import Augment
+from medlearn.foundations.loading import tensor_loaders
+from medlearn.foundations.training import EMA,features,fit,one_cycle,predict,small_cnn
 from medlearn.imaging import detection, fusion, generation, quality_and_retrieval, segmentation, volumes
 from medlearn.sequences import ecg, forecasting, records, text
 from rules import pretended_gpu

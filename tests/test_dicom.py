@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from medlearn.data import scans as S
-from medlearn.kit.fetch import DataError
+from medlearn.kit.cards import DataError
 
 pydicom = pytest.importorskip('pydicom')
 from pydicom import pixels as PX

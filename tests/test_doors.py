@@ -6,9 +6,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 from medlearn.data import doors as D
-from medlearn.data.pictures import picture_folder
+from medlearn.data.folders import picture_folder
 from medlearn.kit import fetch as F, runner
-from medlearn.kit.fetch import DataError
+from medlearn.kit import cards as Cards
+from medlearn.kit import catalog as Catalog
+from medlearn.kit.cards import DataError
 
 root = Path(__file__).parent.parent
 SHARED = root.parent/'shared'/'data'
@@ -107,9 +109,9 @@ def test_volumes_in_the_layout_of_medmnist_go_elsewhere(tmp_path):
     assert 'imaging/volumes' in found['chapters that take it'] and found['chapters that do not'] == 'imaging/classification: these are volumes'
 
 def test_every_chapter_that_is_named_has_the_parameter():
-    among = runner.chapters()
+    among = Catalog.chapters()
     for name,kind in D.kinds.items():
-        for chapter in kind.chapters: assert kind.option in runner.describe(among[chapter])['parameters'], f'{name}: {chapter} has no {kind.option}'
+        for chapter in kind.chapters: assert kind.option in Catalog.describe(among[chapter])['parameters'], f'{name}: {chapter} has no {kind.option}'
 
 def test_every_reader_has_options_that_are_explained():
     for name in D.kinds:
@@ -123,7 +125,7 @@ def test_what_the_files_do_not_say(pictures):
     data = D.images_from(pictures, side=20)
     same = picture_folder(pictures, patient=r'(P\d+)_', positive='a', side=12, fit='pad')
     assert (data.images == same.images).all() and data.classes == ['b', 'a'] and (data.groups == same.groups).all() and data.images.shape[1] == 12
-    assert ('dataset.toml', F.digest_of(pictures/'dataset.toml')) in F.seen
+    assert ('dataset.toml', Cards.digest_of(pictures/'dataset.toml')) in F.seen
     assert D.check(pictures)['dataset.toml says'].startswith("patient = ")
 
 @pytest.mark.parametrize('text,said', [

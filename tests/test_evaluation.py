@@ -9,7 +9,9 @@ from scipy.stats import norm,somersd
 from sklearn import metrics as sk
 from medlearn.data import images as I
 from medlearn.foundations import evaluation as E
-from medlearn.kit.fetch import DataError
+from medlearn.foundations import agreement as Agreement
+from medlearn.foundations import calibration as Calibration
+from medlearn.kit.cards import DataError
 
 seeds = st.integers(0, 10**6)
 quick = settings(max_examples=30, deadline=None)
@@ -41,7 +43,7 @@ def test_ranking_agrees_with_sklearn(seed):
 @given(seed=seeds)
 def test_brier_and_rates_agree_with_sklearn(seed):
     y,s,w = case(seed)
-    close(E.brier(y, s, w), sk.brier_score_loss(y, s, sample_weight=w))
+    close(Calibration.brier(y, s, w), sk.brier_score_loss(y, s, sample_weight=w))
     called = s > .4
     names = dict(accuracy=sk.accuracy_score(y, called, sample_weight=w), sensitivity=sk.recall_score(y, called, sample_weight=w),
                  specificity=sk.recall_score(~y, ~called, sample_weight=w), F1=sk.f1_score(y, called, sample_weight=w))
@@ -68,12 +70,12 @@ def test_ece_and_net_benefit_agree_with_loops(seed):
     for b in range(10):
         at = (p >= b/10) & (p < (b+1)/10)
         if at.any(): gaps.append(at.mean()*abs(p[at].mean() - y[at].mean()))
-    close(E.ece(y, p), sum(gaps))
-    close(E.ece(y, p, w), E.ece(np.repeat(y, w.astype(int)), np.repeat(p, w.astype(int))))
+    close(Calibration.ece(y, p), sum(gaps))
+    close(Calibration.ece(y, p, w), Calibration.ece(np.repeat(y, w.astype(int)), np.repeat(p, w.astype(int))))
     for t in (.1, .37, .5):
         tp,fp = (y & (p >= t)).sum(),(~y & (p >= t)).sum()
-        close(E.net_benefit(y, p, t), (tp - fp*t/(1 - t))/len(y))
-    assert E.net_benefit(y, p, [.1, .2], np.stack([w, w])).shape == (2, 2)
+        close(Calibration.net_benefit(y, p, t), (tp - fp*t/(1 - t))/len(y))
+    assert Calibration.net_benefit(y, p, [.1, .2], np.stack([w, w])).shape == (2, 2)
 
 def test_a_metric_that_does_not_exist_is_nan():
     y,alone = np.arange(4) > 1,np.ones((4, 1), bool)
@@ -85,10 +87,10 @@ def test_a_metric_that_does_not_exist_is_nan():
 
 def test_what_is_no_probability_is_refused():
     for bad in ([1.2, .1], [-.1, .2]):
-        for f in (E.ece, E.brier, lambda y, p: E.net_benefit(y, p, .5)):
+        for f in (Calibration.ece, Calibration.brier, lambda y, p: Calibration.net_benefit(y, p, .5)):
             with pytest.raises(ValueError, match='probabilities'): f([1, 0], bad)
     for t in (0, 1, [.2, 1.5]):
-        with pytest.raises(ValueError, match='threshold'): E.net_benefit([1, 0], [.5, .5], t)
+        with pytest.raises(ValueError, match='threshold'): Calibration.net_benefit([1, 0], [.5, .5], t)
 
 # Intervals and comparisons
 
@@ -173,10 +175,10 @@ def test_plots_show_the_numbers():
     y,p,_ = case(2, 200, 50)
     y = np.random.default_rng(0).random(200) < p
     w = E.resample(200, 50)
-    share = E.plot_reliability({'model': (y, p)}, w, 5).axes[0].lines[1].get_ydata()
+    share = Calibration.plot_reliability({'model': (y, p)}, w, 5).axes[0].lines[1].get_ydata()
     close(share, [y[(np.minimum((p*5).astype(int), 4)) == b].mean() for b in range(5)])
-    ax = E.plot_decision({'model': (y, p)}).axes[0]
-    close(ax.lines[2].get_ydata(), E.net_benefit(y, p, np.linspace(.01, .5, 99))[0])
+    ax = Calibration.plot_decision({'model': (y, p)}).axes[0]
+    close(ax.lines[2].get_ydata(), Calibration.net_benefit(y, p, np.linspace(.01, .5, 99))[0])
     assert f'{sk.roc_auc_score(y, p):.3f}' in E.plot_roc({'model': (y, p)}).axes[0].get_legend().get_texts()[0].get_text()
 
 # Masks
@@ -188,10 +190,10 @@ masks = st.tuples(seeds, st.floats(0, 1), st.integers(2, 3))
 def test_dice_and_iou_agree_with_sklearn_in_numpy_and_torch(given):
     seed,share,d = given
     a,b = np.random.default_rng(seed).random((2, 3) + (5,)*d) < share
-    ours = E.dice(a, b),E.iou(a, b)
+    ours = Agreement.dice(a, b),Agreement.iou(a, b)
     theirs = [[f(x.ravel(), z.ravel(), zero_division=1.) for x,z in zip(a, b)] for f in (sk.f1_score, sk.jaccard_score)]
     close(ours, theirs)
-    for f,o in zip((E.dice, E.iou), ours): np.testing.assert_allclose(f(torch.tensor(a), torch.tensor(b)), o, rtol=1e-6)
+    for f,o in zip((Agreement.dice, Agreement.iou), ours): np.testing.assert_allclose(f(torch.tensor(a), torch.tensor(b)), o, rtol=1e-6)
 
 def blobs(seed, d, n=14):
     from scipy.ndimage import gaussian_filter
@@ -208,15 +210,15 @@ def test_hausdorff_agrees_with_all_pairs(seed, d):
     if not (a.any() and b.any()): return
     rim = [np.argwhere(m & ~binary_erosion(m))*mm for m in (a, b)]
     far = cdist(*rim)
-    close(E.hausdorff95(a, b, mm), max(np.percentile(far.min(k), 95) for k in (0, 1)))
-    close(E.hausdorff95(a, b, mm, 100), max(directed_hausdorff(*rim)[0], directed_hausdorff(*rim[::-1])[0]))
-    close(E.hausdorff95(a, b, [2*s for s in mm]), 2*E.hausdorff95(a, b, mm))
+    close(Agreement.hausdorff95(a, b, mm), max(np.percentile(far.min(k), 95) for k in (0, 1)))
+    close(Agreement.hausdorff95(a, b, mm, 100), max(directed_hausdorff(*rim)[0], directed_hausdorff(*rim[::-1])[0]))
+    close(Agreement.hausdorff95(a, b, [2*s for s in mm]), 2*Agreement.hausdorff95(a, b, mm))
 
 def test_empty_and_unlike_masks():
     a,none = np.ones((3, 3), bool),np.zeros((3, 3), bool)
-    assert E.hausdorff95(none, none) == 0 and E.hausdorff95(a, none) == E.hausdorff95(none, a) == math.inf
-    assert E.dice(none[None], none[None]) == E.iou(none[None], none[None]) == 1 and E.dice(a[None], none[None]) == 0
-    for f in (E.dice, E.iou, E.hausdorff95):
+    assert Agreement.hausdorff95(none, none) == 0 and Agreement.hausdorff95(a, none) == Agreement.hausdorff95(none, a) == math.inf
+    assert Agreement.dice(none[None], none[None]) == Agreement.iou(none[None], none[None]) == 1 and Agreement.dice(a[None], none[None]) == 0
+    for f in (Agreement.dice, Agreement.iou, Agreement.hausdorff95):
         with pytest.raises(ValueError, match='alike'): f(a, none[:2])
 
 @pytest.mark.filterwarnings('ignore:.*always_return_as_numpy')
@@ -229,9 +231,9 @@ def test_masks_agree_with_monai(d):
         x,z = (torch.tensor(m)[None, None] for m in (a, b))
         mm = (2.5, .7, .7)[-d:]
         theirs = monai.compute_hausdorff_distance(x, z, include_background=True, percentile=95, spacing=mm)
-        assert E.hausdorff95(a, b, mm) == pytest.approx(theirs.item(), rel=1e-5)
-        assert E.dice(a[None], b[None])[0] == pytest.approx(monai.compute_dice(x.float(), z.float()).item(), abs=1e-6)
-        assert E.iou(a[None], b[None])[0] == pytest.approx(monai.compute_iou(x.float(), z.float()).item(), abs=1e-6)
+        assert Agreement.hausdorff95(a, b, mm) == pytest.approx(theirs.item(), rel=1e-5)
+        assert Agreement.dice(a[None], b[None])[0] == pytest.approx(monai.compute_dice(x.float(), z.float()).item(), abs=1e-6)
+        assert Agreement.iou(a[None], b[None])[0] == pytest.approx(monai.compute_iou(x.float(), z.float()).item(), abs=1e-6)
 
 @settings(max_examples=20, deadline=None)
 @given(seed=seeds)
@@ -239,7 +241,7 @@ def test_scores_agree_with_torchmetrics(seed):
     tm = pytest.importorskip('torchmetrics.functional.classification', reason='torchmetrics is not installed: pip install torchmetrics')
     y,s,_ = case(seed)
     p,t = torch.tensor(np.random.default_rng(seed).random(80)),torch.tensor(y).int()
-    assert E.ece(y, p.numpy())[0] == pytest.approx(tm.binary_calibration_error(p, t, n_bins=10).item(), abs=1e-6)
+    assert Calibration.ece(y, p.numpy())[0] == pytest.approx(tm.binary_calibration_error(p, t, n_bins=10).item(), abs=1e-6)
     assert E.auroc(y, s)[0] == pytest.approx(tm.binary_auroc(torch.tensor(s), t).item(), abs=1e-6)
     assert E.average_precision(y, s)[0] == pytest.approx(tm.binary_average_precision(torch.tensor(s), t).item(), abs=1e-6)
 
@@ -281,15 +283,15 @@ def plain_ap(truth, found, score, at):
 def test_box_ap_agrees_with_a_plain_count(seed, d, at):
     truth,found,score = scene(seed, d)
     if not sum(map(len, truth)):
-        with pytest.raises(DataError, match='no true box'): E.box_ap(truth, found, score, at)
-    else: close(E.box_ap(truth, found, score, at), plain_ap(truth, found, score, at))
+        with pytest.raises(DataError, match='no true box'): Agreement.box_ap(truth, found, score, at)
+    else: close(Agreement.box_ap(truth, found, score, at), plain_ap(truth, found, score, at))
 
 def test_boxes_at_the_edges():
     t,none = [np.array([[0., 0, 4, 4]])],[np.zeros((0, 4))]
-    assert E.box_ap(t, t, [[.3]]) == 1 and E.box_ap(t, none, [[]]) == 0
-    assert E.box_iou(np.zeros((1, 4)), np.zeros((1, 4))) == 0 and E.box_iou(np.zeros((0, 4)), np.zeros((3, 4))).shape == (0, 3)
+    assert Agreement.box_ap(t, t, [[.3]]) == 1 and Agreement.box_ap(t, none, [[]]) == 0
+    assert Agreement.box_iou(np.zeros((1, 4)), np.zeros((1, 4))) == 0 and Agreement.box_iou(np.zeros((0, 4)), np.zeros((3, 4))).shape == (0, 3)
     truth = [(t[0].repeat(2, 0), ['a', 'b'])]
-    res = E.mean_ap(truth, [(t[0].repeat(2, 0), ['a', 'c'], [.9, .8])], at=(.5, .75))
+    res = Agreement.mean_ap(truth, [(t[0].repeat(2, 0), ['a', 'c'], [.9, .8])], at=(.5, .75))
     assert res.loc['a'].tolist() == [1, 1] and res.loc['b'].tolist() == [0, 0] and list(res.columns) == [.5, .75]
 
 @pytest.mark.parametrize('d', (2, 3))
@@ -303,7 +305,7 @@ def test_box_ap_agrees_with_monai(d):
     none = lambda boxes: [np.zeros(len(b), int) for b in boxes]
     for truth,found,score in scenes:
         theirs = judge(matching.matching_batch(box_iou, judge.iou_thresholds, found, none(found), score, truth, none(truth)))[0]
-        for at in (.1, .5, .75): assert E.box_ap(truth, found, score, at) == pytest.approx(theirs[f'lesion_AP_IoU_{at:.2f}_MaxDet_100'], abs=1e-6)
+        for at in (.1, .5, .75): assert Agreement.box_ap(truth, found, score, at) == pytest.approx(theirs[f'lesion_AP_IoU_{at:.2f}_MaxDet_100'], abs=1e-6)
 
 # Order
 
@@ -318,20 +320,20 @@ def test_concordance_agrees_with_loops(seed):
             if not e[i] or not (t[i] < t[j] or t[i] == t[j] and not e[j]): continue
             known += w[i]*w[j]
             right += w[i]*w[j]*(1 if s[i] > s[j] else .5 if s[i] == s[j] else 0)
-    if known: close(E.concordance(t, s, w, e), right/known)
-    else: assert np.isnan(E.concordance(t, s, w, e)[0])
+    if known: close(Calibration.concordance(t, s, w, e), right/known)
+    else: assert np.isnan(Calibration.concordance(t, s, w, e)[0])
 
 def test_concordance_of_yes_or_no_is_the_auroc():
     y,s,w = case(4)
-    close(E.concordance(-y.astype(int), s, w), E.auroc(y, s, w))
+    close(Calibration.concordance(-y.astype(int), s, w), E.auroc(y, s, w))
 
 @pytest.mark.parametrize('seed,theirs', enumerate((.4431401320616288, .4542294322132097, .4481260184682238, .5532157085941947)))
 def test_concordance_agrees_with_lifelines_and_scipy(seed, theirs):
     "`theirs`: `lifelines.utils.concordance_index(t, -s, e)`, version 0.30.3; Somers' D counts the pairs when all events are seen"
     rng = np.random.default_rng(seed)
     t,s,e = rng.integers(1, 30, 80),rng.integers(0, 20, 80),rng.random(80) < .5
-    close(E.concordance(t, s, event=e), theirs)
-    close(E.concordance(t, s), (1 - somersd(t, s).statistic)/2)
+    close(Calibration.concordance(t, s, event=e), theirs)
+    close(Calibration.concordance(t, s), (1 - somersd(t, s).statistic)/2)
 
 # Duplicates
 

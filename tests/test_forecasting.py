@@ -7,9 +7,10 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from medlearn.data.doors import records_from
-from medlearn.data.events import Records, pbc, read_records
+from medlearn.data.events import pbc,Records
+from medlearn.data.hospital import read_records
 from medlearn.foundations.sequences import Last, Recurrent, SequenceNet, SequenceSet, sequence_net
-from medlearn.kit.fetch import DataError
+from medlearn.kit.cards import DataError
 from medlearn.sequences import forecasting as M
 
 MIMIC = Path(__file__).parents[2]/'shared'/'data'/'mimic3_demo'

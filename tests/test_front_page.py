@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from medlearn.data.doors import kinds
 from medlearn.kit import readme as R
 from medlearn.kit.cli import app
-from medlearn.kit.runner import chapters
+from medlearn.kit.catalog import chapters
 
 root = Path(__file__).parent.parent
 CHAPTERS = chapters(root/'nbs')

@@ -10,11 +10,11 @@ from sklearn.metrics import roc_auc_score
 from medlearn.data.joint import check_joint, joined, read_joint
 from medlearn.foundations.classical import models
 from medlearn.foundations.evaluation import Judge
-from medlearn.foundations.training import Augment
+from medlearn.foundations.augmentation import Augment
 from medlearn.imaging.fusion import (Fusion, Inputs, JointAugment, MeanAndPeak, ModalityDropout, attention_weights,
                                     brain_card, brain_joint, brain_signs, by_subset, displaced, encoder, fit_fusion,
                                     joint_data, joint_loaders, predict_joint, subsets, table_baseline)
-from medlearn.kit.fetch import DataError
+from medlearn.kit.cards import DataError
 
 WAYS = ['early', 'middle', 'late', 'attention']
 SHAPES = dict(ct=(1, 8, 8), mr=(2, 8, 8), blood=(3,))

@@ -13,11 +13,12 @@ from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
 from medlearn.data.images import ImageSet
-from medlearn.foundations.training import features, small_cnn, tensor_loaders
+from medlearn.foundations.loading import tensor_loaders
+from medlearn.foundations.training import features,small_cnn
 from medlearn.imaging.generation import (Clusters, Critic, Diffusion, Generator, GradientPenalty, LiveSamples, Noise, check_classes, closeness,
                                          frechet, gallery, generate, halvings, manifold, picture_data, pixel_gaussian, play, rarest, signed, train_diffusion, train_vae,
                                          train_wgan, two_toned, walk, wgan, with_class)
-from medlearn.kit.fetch import DataError
+from medlearn.kit.cards import DataError
 
 pneumonia = Path(__file__).parents[2]/'shared'/'data'/'pneumoniamnist'/'pneumoniamnist.npz'
 

@@ -10,7 +10,7 @@ from colab_lane import extras_of, needs, plain
 from packaging.requirements import Requirement
 
 from medlearn.kit.code import reached
-from medlearn.kit.runner import chapters
+from medlearn.kit.catalog import chapters
 
 root = Path(__file__).parent.parent
 CHAPTERS = chapters(root/'nbs')

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from medlearn.kit import lab
 from medlearn.kit.cli import app
-from medlearn.kit.runner import WrongUsage
+from medlearn.kit.catalog import WrongUsage
 
 root = Path(__file__).parent.parent
 

@@ -7,7 +7,7 @@ from nbformat import v4
 
 from medlearn.kit import measure as m
 from medlearn.kit.figures import RecordError, read_record
-from medlearn.kit.runner import WrongUsage, chapters
+from medlearn.kit.catalog import chapters,WrongUsage
 
 PARAMS = 'profile = "smoke"\nseed = 42\ndataset = "lidc_nodules"\nsize = 3'
 KEEP = '''import pandas as pd

@@ -18,7 +18,8 @@ for name in names:
     try: importlib.import_module(name)
     except ModuleNotFoundError as e: missing[name] = e.name
 from medlearn.data.images import ImageSet
-from medlearn.foundations.training import fit, predict, tensor_loaders
+from medlearn.foundations.loading import tensor_loaders
+from medlearn.foundations.training import fit,predict
 from medlearn.imaging.classification import classic_cnn
 rng = np.random.default_rng(0)
 labels = np.arange(60) % 2

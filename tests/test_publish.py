@@ -6,7 +6,7 @@ import nbformat, pytest
 
 from medlearn.kit.publish import address, publish, setup_cell
 from medlearn.kit.readme import write_readme
-from medlearn.kit.runner import WrongUsage
+from medlearn.kit.catalog import WrongUsage
 
 root = Path(__file__).parent.parent
 

@@ -9,13 +9,15 @@ from scipy.spatial.transform import Rotation
 from scipy.stats import binomtest
 
 from medlearn.data.doors import images_from
-from medlearn.data.images import ImageSet, check_leak
+from medlearn.data.images import ImageSet
+from medlearn.data.splits import check_leak
 from medlearn.foundations.evaluation import auroc, mean_interval
-from medlearn.foundations.training import features, fit, predict, small_cnn, tensor_loaders
+from medlearn.foundations.loading import tensor_loaders
+from medlearn.foundations.training import features,fit,predict,small_cnn
 from medlearn.imaging.quality_and_retrieval import (FAULTS, MotionNet, NTXent, Turned, category, changes, cuts_for, degrade, faulty,
                                                     knn_distance, longest_diameter, mahalanobis, motion_error, neighbours, plain,
                                                     quality_cnn, register, residual, retrieval, rigid, sensitivity, share_interval, volume_ratio, vote, warp)
-from medlearn.kit.fetch import DataError
+from medlearn.kit.cards import DataError
 
 pneumonia = Path(__file__).parents[2]/'shared'/'data'/'pneumoniamnist'/'pneumoniamnist.npz'
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import example,given,settings,strategies as st
 from medlearn.data import records as R
 from medlearn.kit import fetch as F
-from medlearn.kit.fetch import DataError
+from medlearn.kit import cards as Cards
+from medlearn.kit.cards import DataError
 
 def have(name):
     try: return R.table(name)
@@ -103,7 +104,7 @@ def test_tables(name, shape, positive):
     assert df.shape == shape and y.sum() == positive and len(x) == len(y)
     assert not df.isna().any().any() and all(t.kind in 'fi' for t in x.dtypes) and df.columns.is_unique
     pd.testing.assert_frame_equal(df, F.load(name))
-    assert F.card(name).splits == (df.split.value_counts().to_dict() if 'split' in df else {'all': len(df)})
+    assert Cards.card(name).splits == (df.split.value_counts().to_dict() if 'split' in df else {'all': len(df)})
 
 def test_wdbc_is_the_table_that_scikit_learn_has():
     from sklearn.datasets import load_breast_cancer

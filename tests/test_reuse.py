@@ -10,7 +10,8 @@ import pytest
 
 import medlearn
 from medlearn.kit import reuse as R
-from medlearn.kit.runner import chapters, plan, run
+from medlearn.kit.catalog import chapters
+from medlearn.kit.runner import plan,run
 from test_cli import call
 from test_runner import PARAMS, chapter, claim
 

@@ -12,7 +12,8 @@ import psutil
 import pytest
 from hypothesis import given, strategies as st
 
-from medlearn.kit.runner import WrongUsage, chapters, finished, harvest, parse, plan, run, run_one, to_json
+from medlearn.kit.catalog import chapters,parse,WrongUsage
+from medlearn.kit.runner import finished,harvest,plan,run,run_one,to_json
 
 PARAMS = 'profile = "smoke"\nseed = 42\n'
 MEDLEARN = [sys.executable, '-c', 'from medlearn.kit.cli import main; main()']
@@ -293,7 +294,7 @@ def test_a_file_that_is_no_notebook(tmp_path, text):
 
 
 def test_a_dataset_is_a_card_or_an_absolute_path(tmp_path):
-    from medlearn.kit.fetch import cards
+    from medlearn.kit.cards import cards
     name = next(iter(cards()))
     chapter(tmp_path/'nbs', 'imaging/01_data', params=PARAMS + 'dataset = "toy"')
     (tmp_path/'mine').mkdir()

@@ -12,7 +12,7 @@ pytest.importorskip('accelerate')
 pytest.importorskip('distributed')
 from medlearn.data.images import ImageSet
 from medlearn.foundations import scaling as S
-from medlearn.foundations.training import tensor_loaders
+from medlearn.foundations.loading import tensor_loaders
 
 
 def discs(n=90, side=16, seed=0):

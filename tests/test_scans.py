@@ -5,8 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from medlearn.data import annotations as A,doors,phantom as P,scans as S
+from medlearn.data import boxes as Boxes
+from medlearn.data import masks as Masks
+from medlearn.data import volumes as Volumes
 from medlearn.kit import fetch as F
-from medlearn.kit.fetch import DataError
+from medlearn.kit import cards as Cards
+from medlearn.kit.cards import DataError
 
 SHARED = Path(__file__).parent.parent.parent/'shared'/'data'
 
@@ -251,13 +255,13 @@ def folder(tmp_path):
 def test_mask_set_parts_and_faults():
     x,m = pictures()
     split = np.array(['train', 'train', 'valid', 'valid', 'test', 'test'])
-    s = A.MaskSet(x, m, ['background', 'lesion'], split, 'toy', split, np.ones((6, 2)), [np.array([[10, 8, 24, 20.]])]*6, [np.ones(1, int)]*6, simulated=True)
+    s = Masks.MaskSet(x, m, ['background', 'lesion'], split, 'toy', split, np.ones((6, 2)), [np.array([[10, 8, 24, 20.]])]*6, [np.ones(1, int)]*6, simulated=True)
     part = s.part('valid')
     assert len(part) == 2 and (part.images == x[2:4]).all() and len(part.boxes) == 2 and part.spacing.shape == (2, 2) and part.simulated
     assert s.summary().loc['test'].to_dict() == {'images': 2, 'patients': 1, 'lesion: images': 2, 'lesion: boxes': 2}
     fig = s.show(4)
     assert fig.get_suptitle() == 'simulated' and len(fig.axes) == 4 and 'simulated' in repr(s)
-    volume = A.MaskSet(x[None], m[None], ['background', 'lesion'], np.array(['train']))
+    volume = Masks.MaskSet(x[None], m[None], ['background', 'lesion'], np.array(['train']))
     assert volume.volumes and not volume.colour and volume.picture(0)[0].shape == (32, 32) and len(volume.show().axes) == 1
     for change,said in [(dict(masks=m[:, 1:]), 'own height'), (dict(masks=2*m), 'row 0 has the label 2, which is outside'), (dict(boxes=[]), '0 boxes for 6 images')]:
         with pytest.raises(DataError, match=said): replace(s, **change)
@@ -268,12 +272,12 @@ def test_mask_folder(folder):
     assert (s.masks == pictures()[1]).all() and (s.images == pictures()[0]).all() and set(s.groups) == {'P0', 'P1', 'P2'}
     assert len({(g, p) for g,p in zip(s.groups, s.split)}) == 3 and (s.split == doors.scans_from(folder, patient=r'(P\d)_').split).all()
     assert F.seen[-1][0] == 'set'
-    small = A.mask_folder(folder/'images', folder/'masks', shape=(16, 24), colour=True)
+    small = Masks.mask_folder(folder/'images', folder/'masks', shape=(16, 24), colour=True)
     assert small.images.shape == (6, 16, 24, 3) and not small.images[:, :, 16:].any() and small.masks.shape == (6, 16, 24) and small.masks.max() == 1
 
 def test_mask_folder_faults(folder):
     x,m = pictures()
-    read = lambda **kw: A.mask_folder(folder/'images', folder/'masks', **kw)
+    read = lambda **kw: Masks.mask_folder(folder/'images', folder/'masks', **kw)
     for mask,said in [(m[0]*200, r'P0_0.png has the label 200, which is outside the classes'), (m[0, 1:], r'P0_0.png has shape \(32, 32\), its mask')]:
         png(folder/'masks'/'P0_0.png', mask)
         with pytest.raises(DataError, match=said): read()
@@ -289,7 +293,7 @@ def test_mask_folder_faults(folder):
     assert read(shape=(32, 32)).images.shape == (6, 32, 32)
     (folder/'images'/'P1_3.png').write_bytes(b'not a picture')
     with pytest.raises(DataError, match='P1_3.png cannot be read as a picture'): read(shape=(32, 32))
-    with pytest.raises(DataError, match='finds no patient in P0_0'): A._split(['P0_0'], '(Q)', (.6, .2, .2), 0)
+    with pytest.raises(DataError, match='finds no patient in P0_0'): Masks._split(['P0_0'], '(Q)', (.6, .2, .2), 0)
 
 @pytest.mark.parametrize('names', [('imagesTr', 'labelsTr'), ('images', 'labels')])
 def test_nifti_pairs(tmp_path, names):
@@ -306,7 +310,7 @@ def test_nifti_pairs(tmp_path, names):
     assert [int((m == 1).sum()) for m in s.masks] == [18]*3 and s.table['rows'].tolist() == [10, 11, 12]
     assert (s.images[s.masks == 1] > 240).all()
     assert len({tuple(np.argwhere(m).min(0)[[0, 2]]) for m in s.masks}) == 1
-    cropped = A.nifti_pairs(tmp_path, shape=(6, 12, 4))
+    cropped = Volumes.nifti_pairs(tmp_path, shape=(6, 12, 4))
     assert cropped.images.shape == (3, 6, 12, 4)
     with pytest.raises(DataError, match='the label 2, which is outside'): doors.scans_from(tmp_path, classes=['background', 'tumour'])
     nib.save(nib.Nifti1Image(np.zeros((8, 12, 6), np.uint8), 2*np.eye(4)), tmp_path/names[1]/'v2.nii.gz')
@@ -325,11 +329,11 @@ def test_coco(folder):
     s = doors.scans_from(coco(folder, good), images=folder/'images', shape=(64, 64))
     assert s.masks is None and s.classes == ['background', 'cell'] and s.boxes[0].tolist() == [[20, 16, 48, 40]] and s.labels[0].tolist() == [1]
     for bad,said in [([1, 2, 0, 5], 'box 0, .*zero area'), ([30, 2, 9, 5], r'P2_5.png: box 0, \[30.0, 2.0, 39.0, 7.0\], has pixels outside the image of 32×32')]:
-        with pytest.raises(DataError, match=said): A.coco_boxes(coco(folder, good[:5] + [bad]), folder/'images')
-        with pytest.warns(UserWarning, match='1 of 6 boxes left out'): s = A.coco_boxes(coco(folder, good[:5] + [bad]), folder/'images', drop_bad=True)
+        with pytest.raises(DataError, match=said): Boxes.coco_boxes(coco(folder, good[:5] + [bad]), folder/'images')
+        with pytest.warns(UserWarning, match='1 of 6 boxes left out'): s = Boxes.coco_boxes(coco(folder, good[:5] + [bad]), folder/'images', drop_bad=True)
         assert s.dropped == 1 and s.boxes[5].shape == (0, 4)
     for change,said in [(dict(annotations=[dict(image_id=9, category_id=3, bbox=good[0])]), '9 is missing'), (dict(categories=3), 'cannot be read as COCO')]:
-        with pytest.raises(DataError, match=said): A.coco_boxes(coco(folder, good, **change), folder/'images')
+        with pytest.raises(DataError, match=said): Boxes.coco_boxes(coco(folder, good, **change), folder/'images')
 
 def voc(folder, box, name='P0_0'):
     (folder/'Annotations').mkdir(exist_ok=True)
@@ -390,16 +394,16 @@ def test_pictures_turned_by_exif_lie_under_their_masks(tmp_path, side):
     x,m = lesions(w=side)
     for i in range(6): sideways(tmp_path/'images'/f'{i}.jpg', x[i]), png(tmp_path/'masks'/f'{i}.png', m[i]*255)
     seen = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path/'images'/'0.jpg')))
-    s = A.mask_folder(tmp_path/'images', tmp_path/'masks')
+    s = Masks.mask_folder(tmp_path/'images', tmp_path/'masks')
     assert (s.images[0] == seen).all() and abs(s.images[s.masks > 0].mean() - 220) < 3 and abs(s.images[s.masks == 0].mean() - 30) < 3
 
 def test_masks_of_pictures_as_stored_and_masks_that_are_turned(tmp_path):
     x,m = lesions()
     for i in range(6): sideways(tmp_path/'images'/f'{i}.jpg', x[i]), png(tmp_path/'masks'/f'{i}.png', np.rot90(m[i])*255)
-    s = A.mask_folder(tmp_path/'images', tmp_path/'masks')
+    s = Masks.mask_folder(tmp_path/'images', tmp_path/'masks')
     assert s.images.shape == (6, 64, 48) and abs(s.images[s.masks > 0].mean() - 220) < 3
     for i in range(6): sideways(tmp_path/'masks'/f'{i}.png', m[i]*255)
-    s = A.mask_folder(tmp_path/'images', tmp_path/'masks')
+    s = Masks.mask_folder(tmp_path/'images', tmp_path/'masks')
     assert (s.masks == m).all() and abs(s.images[s.masks > 0].mean() - 220) < 3
 
 @pytest.mark.parametrize('stored', [False, True])
@@ -409,32 +413,32 @@ def test_pictures_turned_by_exif_lie_under_their_boxes(tmp_path, stored):
     rows,columns = np.nonzero(np.rot90(m[0]) if stored else m[0])
     box = [int(v) for v in (columns.min(), rows.min(), np.ptp(columns)+1, np.ptp(rows)+1)]
     h,w = (64, 48) if stored else (48, 64)
-    s = A.coco_boxes(coco(tmp_path, [box]*6, images=[dict(id=i, file_name=f'{i}.jpg', height=h, width=w) for i in range(6)]), tmp_path/'images')
+    s = Boxes.coco_boxes(coco(tmp_path, [box]*6, images=[dict(id=i, file_name=f'{i}.jpg', height=h, width=w) for i in range(6)]), tmp_path/'images')
     x0,y0,x1,y1 = s.boxes[0][0].astype(int)
     assert s.images.shape == (6, h, w) and abs(s.images[0, y0:y1, x0:x1].mean() - 220) < 3 and s.images[0].mean() < 60
 
 def test_resized_after_annotation(folder):
     good = [[10, 8, 14, 12.]]*6
     def sized(h, w): return [dict(id=i, file_name=p.name, height=h, width=w) for i,p in enumerate(sorted((folder/'images').iterdir()))]
-    assert len(A.coco_boxes(coco(folder, good, images=sized(32, 32)), folder/'images')) == len(A.coco_boxes(coco(folder, good, images=sized(0, 0)), folder/'images')) == 6
-    with pytest.raises(DataError, match=r'P0_0.png has shape \(32, 32\), its annotations in coco.json say \(64, 16\)'): A.coco_boxes(coco(folder, good, images=sized(64, 16)), folder/'images')
+    assert len(Boxes.coco_boxes(coco(folder, good, images=sized(32, 32)), folder/'images')) == len(Boxes.coco_boxes(coco(folder, good, images=sized(0, 0)), folder/'images')) == 6
+    with pytest.raises(DataError, match=r'P0_0.png has shape \(32, 32\), its annotations in coco.json say \(64, 16\)'): Boxes.coco_boxes(coco(folder, good, images=sized(64, 16)), folder/'images')
     voc(folder, (11, 9, 24, 20))
     path = folder/'Annotations'/'P1_2.xml'
     plain = path.read_text()
     for size,fits in [((32, 32), True), ((0, 0), True), ((64, 64), False)]:
         path.write_text(plain.replace('<annotation>', '<annotation><size><width>%d</width><height>%d</height><depth>1</depth></size>' % size))
-        if fits: assert len(A.voc_boxes(folder)) == 6
+        if fits: assert len(Boxes.voc_boxes(folder)) == 6
         else:
-            with pytest.raises(DataError, match=r'P1_2.png has shape \(32, 32\), its annotations in set say \(64, 64\)'): A.voc_boxes(folder)
+            with pytest.raises(DataError, match=r'P1_2.png has shape \(32, 32\), its annotations in set say \(64, 64\)'): Boxes.voc_boxes(folder)
 
 def test_two_pictures_of_one_stem(folder):
     x,m = pictures()
     png(folder/'images'/'P0_0.jpg', x[1])
-    with pytest.raises(DataError, match='P0_0.jpg and P0_0.png differ in their endings only'): A.mask_folder(folder/'images', folder/'masks')
+    with pytest.raises(DataError, match='P0_0.jpg and P0_0.png differ in their endings only'): Masks.mask_folder(folder/'images', folder/'masks')
     voc(folder, (11, 9, 24, 20))
-    with pytest.raises(DataError, match='P0_0.jpg and P0_0.png differ'): A.voc_boxes(folder)
+    with pytest.raises(DataError, match='P0_0.jpg and P0_0.png differ'): Boxes.voc_boxes(folder)
     for n in ('v.nii', 'v.nii.gz'): (folder/n).touch()
-    with pytest.raises(DataError, match='v.nii and v.nii.gz differ'): A.nifti_pairs(folder, folder)
+    with pytest.raises(DataError, match='v.nii and v.nii.gz differ'): Volumes.nifti_pairs(folder, folder)
 
 def test_one_picture_or_class_under_two_ids(folder):
     good,names = [[10, 8, 14, 12.]]*6,[p.name for p in sorted((folder/'images').iterdir())]
@@ -442,7 +446,7 @@ def test_one_picture_or_class_under_two_ids(folder):
     for change,said in [(dict(images=rows + [dict(id=51, file_name='./P0_0.png')]), 'the picture P0_0.png stands twice, for 0 and 51'),
                         (dict(images=rows[:5] + [dict(id=4, file_name=names[5])], annotations=[]), 'the image id 4 stands twice, for P2_4.png and P2_5.png'),
                         (dict(categories=[dict(id=3, name='cell'), dict(id=3, name='egg')]), 'the category id 3 stands twice, for cell and egg')]:
-        with pytest.raises(DataError, match=f'coco.json: {said}'): A.coco_boxes(coco(folder, good, **change), folder/'images')
+        with pytest.raises(DataError, match=f'coco.json: {said}'): Boxes.coco_boxes(coco(folder, good, **change), folder/'images')
 
 def test_linked_folders_and_files_are_read(folder, tmp_path):
     (tmp_path/'far').mkdir()
@@ -465,7 +469,7 @@ def test_masks_with_a_palette_give_its_indices(folder):
     colours = [(0, 0, 0), (128, 0, 0), (0, 128, 0)]
     for p,v in zip(sorted((folder/'masks').iterdir()), m): palette(p, v, colours)
     assert Image.open(folder/'masks'/'P0_0.png').mode == 'P' and (np.asarray(Image.open(folder/'masks'/'P0_0.png')) == m[0]).all()
-    read = lambda *classes: A.mask_folder(folder/'images', folder/'masks', [*classes])
+    read = lambda *classes: Masks.mask_folder(folder/'images', folder/'masks', [*classes])
     assert (read('background', 'rim', 'core').masks == m).all()
     with pytest.raises(DataError, match='P0_0.png has the label 2'): read('background', 'rim')
     for p,v in zip(sorted((folder/'masks').iterdir()), m): palette(p, v, [(0, 0, 0), (128, 128, 128), (255, 255, 255)])
@@ -491,7 +495,7 @@ def test_stacks_of_pictures_are_refused(folder, which):
 def test_pictures_without_annotations_are_told(folder):
     voc(folder, (11, 9, 24, 20))
     (folder/'Annotations'/'P1_3.xml').unlink()
-    with pytest.warns(UserWarning, match='1 pictures have no file in Annotations and are left out, first P1_3'): assert len(A.voc_boxes(folder)) == 5
+    with pytest.warns(UserWarning, match='1 pictures have no file in Annotations and are left out, first P1_3'): assert len(Boxes.voc_boxes(folder)) == 5
 
 def skipping(n=6):
     x,m = pictures(n)
@@ -509,19 +513,19 @@ def test_labels_that_skip_numbers(tmp_path, folder):
     np.savez(tmp_path/'a.npz', images=x, masks=m)
     for p,v in zip(sorted((folder/'masks').iterdir()), m): png(p, v)
     volumes = S.as_slices(want[:2].astype(np.uint8))
-    s = A.nifti_pairs(tmp_path)
+    s = Volumes.nifti_pairs(tmp_path)
     assert s.classes == ['background', 'label 1', 'label 4'] and (s.masks[0] == volumes).all() and 'label 2' not in str(s.summary())
-    assert A.nifti_pairs(tmp_path, classes=named).classes == [*named.values()]
-    s = A.npz_masks(tmp_path/'a.npz')
+    assert Volumes.nifti_pairs(tmp_path, classes=named).classes == [*named.values()]
+    s = Masks.npz_masks(tmp_path/'a.npz')
     assert s.classes == ['background', 'object', 'label 4'] and (s.masks == want).all()
-    for s in (A.npz_masks(tmp_path/'a.npz', named), A.mask_folder(folder/'images', folder/'masks', named)):
+    for s in (Masks.npz_masks(tmp_path/'a.npz', named), Masks.mask_folder(folder/'images', folder/'masks', named)):
         assert s.classes == [*named.values()] and (s.masks == want).all()
     five = ['background', 'a', 'b', 'c', 'd']
-    for read in (lambda: A.npz_masks(tmp_path/'a.npz', five), lambda: A.nifti_pairs(tmp_path, classes=five), lambda: A.mask_folder(folder/'images', folder/'masks', five)):
+    for read in (lambda: Masks.npz_masks(tmp_path/'a.npz', five), lambda: Volumes.nifti_pairs(tmp_path, classes=five), lambda: Masks.mask_folder(folder/'images', folder/'masks', five)):
         with pytest.warns(UserWarning, match='no mask has b, c'): assert read().classes == five
-    with pytest.raises(DataError, match='a.npz: the mask in row 0 has the label 4'): A.npz_masks(tmp_path/'a.npz', ['background', 'a'])
-    with pytest.raises(DataError, match='0.nii: the mask has the label 4'): A.nifti_pairs(tmp_path, classes={0: 'background', 1: 'a', 2: 'b'})
-    with pytest.raises(DataError, match='P0_0.png has the label 4'): A.mask_folder(folder/'images', folder/'masks', ['background', 'a'])
+    with pytest.raises(DataError, match='a.npz: the mask in row 0 has the label 4'): Masks.npz_masks(tmp_path/'a.npz', ['background', 'a'])
+    with pytest.raises(DataError, match='0.nii: the mask has the label 4'): Volumes.nifti_pairs(tmp_path, classes={0: 'background', 1: 'a', 2: 'b'})
+    with pytest.raises(DataError, match='P0_0.png has the label 4'): Masks.mask_folder(folder/'images', folder/'masks', ['background', 'a'])
 
 @pytest.fixture
 def lists(tmp_path):
@@ -541,7 +545,7 @@ def lists(tmp_path):
 def test_voc_keeps_its_lists_and_takes_what_is_missing_from_train(lists, kept):
     names,write = lists
     folder = write(train=names[:9], **{kept: names[9:]}) if kept else write(trainval=names)
-    s = A.voc_boxes(folder, patient=r'(P\d)')
+    s = Boxes.voc_boxes(folder, patient=r'(P\d)')
     split = dict(zip(sorted(names), s.split))
     mine = dict(val='valid', test='test').get(kept)
     assert len(s) == 12 and set(s.split) == {'train', 'valid', 'test'}
@@ -550,22 +554,22 @@ def test_voc_keeps_its_lists_and_takes_what_is_missing_from_train(lists, kept):
 
 def test_voc_lists_with_spaces_in_names(lists):
     names,write = lists
-    s = A.voc_boxes(write(train=names[:6], val=names[6:9], test=names[9:]))
+    s = Boxes.voc_boxes(write(train=names[:6], val=names[6:9], test=names[9:]))
     assert dict(zip(sorted(names), s.split)) == dict(zip(names, ['train']*6 + ['valid']*3 + ['test']*3)) and s.groups is None
 
 def test_voc_lists_that_do_not_fit(lists):
     names,write = lists
     for change,said in [(dict(val=names[9:]), 'val.txt.* but no train.txt'), (dict(train=names[:9], val=names[8:]), 'P2 view 8 is listed twice, in train and valid'),
                         (dict(train=names[:9], val=['P7 view 0']), "val.txt lists 'P7 view 0', which has no file"), (dict(train=names[:10], val=names[10:]), 'patient P3 is in')]:
-        with pytest.raises(DataError, match=said): A.voc_boxes(write(**change), patient=r'(P\d)')
-    with pytest.warns(UserWarning, match='3 annotated pictures are in no list'): assert len(A.voc_boxes(write(train=names[:3], val=names[3:6], test=names[6:9]))) == 9
+        with pytest.raises(DataError, match=said): Boxes.voc_boxes(write(**change), patient=r'(P\d)')
+    with pytest.warns(UserWarning, match='3 annotated pictures are in no list'): assert len(Boxes.voc_boxes(write(train=names[:3], val=names[3:6], test=names[6:9]))) == 9
 
 def test_doors_that_lead_nowhere(tmp_path):
     for what,said in [(tmp_path, 'holds nothing that a chapter reads'), (tmp_path/'no', 'is not there'), (tmp_path/'no.npz', 'is not there'), ('mni151', 'mni152')]:
         with pytest.raises(DataError, match=said): doors.scans_from(what)
 
 def test_mni_tissue():
-    try: s,v = A.mni_tissue(),A.mni_tissue(volumes=True)
+    try: s,v = Volumes.mni_tissue(),Volumes.mni_tissue(volumes=True)
     except DataError as e: pytest.skip(f'the MNI152 template cannot be had here: {e}')
     assert s.images.shape[1] % 32 == s.images.shape[2] % 32 == 0 and set(np.unique(s.masks)) == {0, 1, 2} and s.splits == ['train', 'valid', 'test']
     assert v.images.shape[1:] == (10, *s.images.shape[1:]) and (v.images.reshape(s.images.shape) == s.images).all() and len(set(v.groups)) == len(v)
@@ -618,7 +622,7 @@ def drawn(tmp_path_factory):
         yield P.simulated_ct(40, size=96, seed=3)
 
 def test_simulated_ct(drawn, tmp_path, monkeypatch):
-    assert drawn.simulated and 'simulated' in repr(drawn) and drawn.show(2).get_suptitle() == 'simulated' and F.card('simulated_ct').simulated
+    assert drawn.simulated and 'simulated' in repr(drawn) and drawn.show(2).get_suptitle() == 'simulated' and Cards.card('simulated_ct').simulated
     for m,b,d in zip(drawn.masks, drawn.boxes, drawn.table.diameter_mm):
         assert len(b) == len(d) and bool(len(b)) == bool(m.any())
         for x0,y0,x1,y1 in b.astype(int): assert m[y0:y1, x0:x1].mean() > .3

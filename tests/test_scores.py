@@ -6,9 +6,11 @@ import numpy as np, pandas as pd, pytest, torch
 from hypothesis import given, settings, strategies as st
 from sklearn import metrics as sk
 
-from medlearn.data.annotations import MaskSet
+from medlearn.data.masks import MaskSet
 from medlearn.foundations import evaluation as E
-from medlearn.kit.fetch import DataError
+from medlearn.foundations import agreement as Agreement
+from medlearn.foundations import calibration as Calibration
+from medlearn.kit.cards import DataError
 
 REFUSED = DataError, ValueError
 N, K, B = 24, 3, 20
@@ -81,16 +83,16 @@ METRICS = dict(
     delong=(E.delong, TWO),
     cut_for=(E.cut_for, dict(y='truth', score='score')),
     Judge=(judged, {'y': 'truth, k', 'p': 'prob, k'}),
-    brier=(E.brier, P), ece=(E.ece, P),
-    plot_reliability=(lambda y, p, w: E.plot_reliability({'model': (y, p)}, w), P),
-    net_benefit=(lambda y, p, w: E.net_benefit(y, p, [.2, .4], w), P),
-    plot_decision=(lambda y, p: E.plot_decision({'model': (y, p)}), dict(y='truth', p='prob')),
-    dice=(E.dice, dict(pred='masks', targ='masks')), iou=(E.iou, dict(pred='masks', targ='masks')),
-    hausdorff95=(E.hausdorff95, dict(pred='mask', targ='mask')),
-    box_iou=(E.box_iou, dict(a='corners', b='corners')),
-    box_ap=(lambda truth, boxes, score: E.box_ap(each(truth), each(boxes), each(score)), BOXES),
-    mean_ap=(lambda truth, boxes, score: E.mean_ap([(t, [0]) for t in each(truth)], [(b, [0], s) for b,s in itertools.zip_longest(each(boxes), each(score), fillvalue=[])]), BOXES),
-    concordance=(E.concordance, dict(time='time', score='score', w='weights', event='truth')),
+    brier=(Calibration.brier, P), ece=(Calibration.ece, P),
+    plot_reliability=(lambda y, p, w: Calibration.plot_reliability({'model': (y, p)}, w), P),
+    net_benefit=(lambda y, p, w: Calibration.net_benefit(y, p, [.2, .4], w), P),
+    plot_decision=(lambda y, p: Calibration.plot_decision({'model': (y, p)}), dict(y='truth', p='prob')),
+    dice=(Agreement.dice, dict(pred='masks', targ='masks')), iou=(Agreement.iou, dict(pred='masks', targ='masks')),
+    hausdorff95=(Agreement.hausdorff95, dict(pred='mask', targ='mask')),
+    box_iou=(Agreement.box_iou, dict(a='corners', b='corners')),
+    box_ap=(lambda truth, boxes, score: Agreement.box_ap(each(truth), each(boxes), each(score)), BOXES),
+    mean_ap=(lambda truth, boxes, score: Agreement.mean_ap([(t, [0]) for t in each(truth)], [(b, [0], s) for b,s in itertools.zip_longest(each(boxes), each(score), fillvalue=[])]), BOXES),
+    concordance=(Calibration.concordance, dict(time='time', score='score', w='weights', event='truth')),
 )
 NO_METRICS = {'resample'} # patients, no scores
 VALUES = { # what is no fault, and has a value
@@ -239,25 +241,25 @@ def test_masks_that_are_not_known_are_no_empty_masks():
     a = np.zeros((3, 4, 4))
     for kind in (np.array, torch.tensor):
         bad = kind(a)
-        assert (E.dice(bad, bad) == 1).all() and (E.iou(bad, bad) == 1).all()
+        assert (Agreement.dice(bad, bad) == 1).all() and (Agreement.iou(bad, bad) == 1).all()
         bad[1, 2, 2] = np.nan
-        for f,x,z in itertools.product((E.dice, E.iou), (bad, kind(a)), (bad, kind(a))):
+        for f,x,z in itertools.product((Agreement.dice, Agreement.iou), (bad, kind(a)), (bad, kind(a))):
             if x is bad or z is bad:
                 with pytest.raises(DataError, match='mask 1: 1 of 16 values are nan'): f(x, z)
-    with pytest.raises(REFUSED, match='millimetres'): E.hausdorff95(a[0], a[0], np.nan)
-    with pytest.raises(DataError, match='nothing'): E.dice(a[:, :0], a[:, :0])
+    with pytest.raises(REFUSED, match='millimetres'): Agreement.hausdorff95(a[0], a[0], np.nan)
+    with pytest.raises(DataError, match='nothing'): Agreement.dice(a[:, :0], a[:, :0])
 
 
 def test_boxes_of_other_dimensions_are_no_boxes():
     "(n, 2) and (m, 4) broadcast to a number"
-    with pytest.raises(ValueError, match='wanted'): E.box_iou(np.array([[0., 1]]), np.array([[0., 0, 1, 1]]))
-    with pytest.raises(ValueError, match='wanted'): E.box_iou(np.zeros((1, 3)), np.zeros((1, 3)))
+    with pytest.raises(ValueError, match='wanted'): Agreement.box_iou(np.array([[0., 1]]), np.array([[0., 0, 1, 1]]))
+    with pytest.raises(ValueError, match='wanted'): Agreement.box_iou(np.zeros((1, 3)), np.zeros((1, 3)))
     t = [np.array([[0., 0, 4, 4]])]*3
-    with pytest.raises(ValueError, match='3, 2, 3; they must be as many'): E.box_ap(t, t[:2], [[.5]]*3)
-    with pytest.raises(ValueError, match='image 1: boxes, scores: 1, 2'): E.box_ap(t, t, [[.5], [.5, .4], [.5]])
-    with pytest.raises(DataError, match='image 2: row 0: score is nan'): E.box_ap(t, t, [[.5], [.5], [np.nan]])
-    with pytest.raises(DataError, match='no true box'): E.mean_ap([(np.zeros((0, 4)), [])], [(t[0], ['a'], [.5])])
-    with pytest.raises(ValueError, match='image 0: boxes, labels, found: 1, 2'): E.mean_ap([(t[0], ['a'])], [(t[0], ['a', 'b'], [.5])])
+    with pytest.raises(ValueError, match='3, 2, 3; they must be as many'): Agreement.box_ap(t, t[:2], [[.5]]*3)
+    with pytest.raises(ValueError, match='image 1: boxes, scores: 1, 2'): Agreement.box_ap(t, t, [[.5], [.5, .4], [.5]])
+    with pytest.raises(DataError, match='image 2: row 0: score is nan'): Agreement.box_ap(t, t, [[.5], [.5], [np.nan]])
+    with pytest.raises(DataError, match='no true box'): Agreement.mean_ap([(np.zeros((0, 4)), [])], [(t[0], ['a'], [.5])])
+    with pytest.raises(ValueError, match='image 0: boxes, labels, found: 1, 2'): Agreement.mean_ap([(t[0], ['a'])], [(t[0], ['a', 'b'], [.5])])
 
 
 # The metrics of the chapters

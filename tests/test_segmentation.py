@@ -7,12 +7,14 @@ import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from medlearn.data.annotations import MaskSet
+from medlearn.data.masks import MaskSet
 from medlearn.foundations.networks import dice_loss
-from medlearn.foundations.training import EMA, Augment, one_cycle
-from medlearn.imaging.segmentation import (Crops, MaskLoss, Padded, UNet, best_cut, by_patient, decide, found, mask_data, mask_learner, matched, mean_dice,
-                                           otsu_masks, pixel_masks, predict_masks, reach, score_masks, separate, show_outlines, tiled)
-from medlearn.kit.fetch import DataError
+from medlearn.foundations.augmentation import Augment
+from medlearn.foundations.training import EMA,one_cycle
+from medlearn.imaging.segmentation import (best_cut,by_patient,Crops,decide,found,mask_data,mask_learner,
+                                           MaskLoss,matched,mean_dice,otsu_masks,Padded,pixel_masks,
+                                           predict_masks,reach,score_masks,separate,show_outlines,tiled,UNet)
+from medlearn.kit.cards import DataError
 
 nuclei = Path(__file__).parent.parent.parent/'shared/data/dsb2018_nuclei/dsb2018_256_gray.npz'
 
@@ -243,7 +245,6 @@ def test_a_slide_from_disk_takes_little_memory(tmp_path):
     code = f'''
 import numpy as np, resource, torch
 from torch import nn
-from medlearn.imaging.segmentation import tiled
 torch.set_num_threads(1)
 slide = np.lib.format.open_memmap(r"{tmp_path/'slide.npy'}", "w+", np.uint8, (1, 4096, 4096))
 net, seen = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 3, padding=1)).eval(), []

@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from medlearn.foundations import sequences as S
 from medlearn.foundations.training import EMA, KeepBest, one_cycle
-from medlearn.kit.fetch import DataError
+from medlearn.kit.cards import DataError
 
 KINDS = [('rnn', False), ('gru', False), ('gru', True), ('lstm', False), ('lstm', True), ('transformer', False)]
 POOLS = ['last', 'mean', 'max', 'attend', None]

@@ -6,9 +6,11 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest, torch
 from torch import nn
 
 from medlearn.data import signals as S
-from medlearn.data.images import check_leak
+from medlearn.data import rhythms as Rhythms
+from medlearn.data import tracings as Tracings
+from medlearn.data.splits import check_leak
 from medlearn.foundations.sequences import real_steps
-from medlearn.kit.fetch import DataError
+from medlearn.kit.cards import DataError
 from medlearn.kit.runner import plan, run
 from medlearn.sequences import ecg as E
 
@@ -20,7 +22,7 @@ def lead_ii(s): return replace(s, mv=[x[[s.leads.index('II')]] for x in s.mv], l
 
 
 @pytest.fixture(scope='module')
-def sim(): return S.simulated_ecg(48, rate=100, seed=3)
+def sim(): return Rhythms.simulated_ecg(48, rate=100, seed=3)
 
 
 @pytest.fixture(scope='module')
@@ -99,7 +101,7 @@ def test_unknown_kind():
 # What is refused
 
 def test_other_rates_and_leads_are_refused(reader, sim):
-    for other in (S.simulated_ecg(12, rate=250), replace(sim, rate=360)):
+    for other in (Rhythms.simulated_ecg(12, rate=250), replace(sim, rate=360)):
         with pytest.raises(DataError, match='Hz, the model needs 100 Hz'): reader(other)
     with pytest.raises(DataError, match='has the leads II; the model was trained on II, V1, and V1 is not there'): reader(lead_ii(sim))
     with pytest.raises(DataError, match='V1 is not there'): reader(replace(sim, leads=['II', 'V5']))
@@ -148,7 +150,7 @@ def test_only_some_networks_attend(sim):
 # Learning
 
 def test_slow_from_fast():
-    s = lead_ii(S.simulated_ecg(90, rate=100, kinds=['bradycardia', 'tachycardia'], seed=5))
+    s = lead_ii(Rhythms.simulated_ecg(90, rate=100, kinds=['bradycardia', 'tachycardia'], seed=5))
     torch.manual_seed(0)
     p = E.fit_ecg(s, 'cnn', 6, bs=16, device='cpu', widths=(16, 16, 16))(s.part('test'))
     assert (p.argmax(1) == s.part('test').labels).mean() > .8
@@ -171,8 +173,8 @@ def ptb_folder(path, sim):
 
 
 def test_ptbxl_is_learned_on_its_published_folds(tmp_path):
-    made = S.simulated_ecg(80, rate=100, kinds=['bradycardia', 'tachycardia'], seed=1)
-    data = S.ptbxl(ptb_folder(tmp_path/'ptb', made))
+    made = Rhythms.simulated_ecg(80, rate=100, kinds=['bradycardia', 'tachycardia'], seed=1)
+    data = Tracings.ptbxl(ptb_folder(tmp_path/'ptb', made))
     assert check_leak(data.split, data.groups) == 40 and data.multilabel
     assert [(data.split == s).sum() for s in ('train', 'valid', 'test')] == [64, 8, 8] and set(data.table.strat_fold[data.split == 'test']) == {10}
     torch.manual_seed(0)
@@ -210,7 +212,7 @@ def test_beats_keep_their_patient_and_their_context():
 
 
 def test_beats_are_learned_and_other_rates_refused():
-    s = lead_ii(S.simulated_ecg(60, rate=100, kinds=['ventricular premature'], seed=2))
+    s = lead_ii(Rhythms.simulated_ecg(60, rate=100, kinds=['ventricular premature'], seed=2))
     b = E.beat_windows(s)
     keep = b.labels != 2
     b = replace(b.take(keep), classes=['N', 'V'])
@@ -218,7 +220,7 @@ def test_beats_are_learned_and_other_rates_refused():
     r, test = E.fit_ecg(b, 'cnn', 3, weighted=True, ready=True, device='cpu', widths=(8, 16)), b.part('test')
     called = r(test).argmax(1)
     assert all((called == test.labels)[test.labels == k].mean() > .9 for k in (0, 1))
-    with pytest.raises(DataError, match='the model needs 100 Hz'): r(E.beat_windows(lead_ii(S.simulated_ecg(12, rate=250, kinds=['ventricular premature']))))
+    with pytest.raises(DataError, match='the model needs 100 Hz'): r(E.beat_windows(lead_ii(Rhythms.simulated_ecg(12, rate=250, kinds=['ventricular premature']))))
     with pytest.raises(DataError, match='RR before is not there'): r(E.beat_windows(s, context=False))
 
 
@@ -264,7 +266,7 @@ def test_attention_is_drawn_and_the_figure_closed(reader, sim):
 
 def test_record_100():
     if not mitdb.is_dir(): pytest.skip('MIT-BIH record 100 is not beside the project')
-    raw = S.read_wfdb(mitdb/'100')
+    raw = Tracings.read_wfdb(mitdb/'100')
     v, a = ({p//3600 for p, k in zip(raw.peaks[0], raw.symbols[0]) if k == kind} for kind in 'VA')
     rec = raw.at_rate(100, change=True)
     w = E.cut_windows(replace(rec, mv=[x[:1] for x in rec.mv], leads=['II']))

@@ -7,11 +7,12 @@ import numpy as np, pandas as pd, pytest, torch
 from hypothesis import given, settings, strategies as st
 from sklearn.metrics import log_loss
 
-from medlearn.data.events import Records, Vocabulary, landmark, nafld, pbc, read_mimic, read_records, stream
-from medlearn.data.events import summaries
+from medlearn.data.cohorts import landmark,summaries,Vocabulary
+from medlearn.data.events import nafld,pbc,Records,stream
+from medlearn.data.hospital import read_mimic,read_records
 from medlearn.foundations.evaluation import auroc
 from medlearn.foundations.sequences import read_all
-from medlearn.kit.fetch import DataError
+from medlearn.kit.cards import DataError
 from medlearn.sequences import records as R
 
 root = Path(__file__).parent.parent
@@ -189,7 +190,7 @@ def test_the_weighted_share_is_kaplan_meier(rows):
 
 
 def test_weights_recover_the_truth_and_dropping_does_not():
-    from medlearn.foundations.evaluation import brier
+    from medlearn.foundations.calibration import brier
     x, truth, time, seen = study(60_000)
     w, known = R.censoring_weights(time, seen, 5), seen | (time >= 5)
     assert .3 < 1 - known.mean() < .6 and np.array_equal(w > 0, known) and (truth[known] == seen[known]).all()
@@ -202,7 +203,8 @@ def test_weights_recover_the_truth_and_dropping_does_not():
 
 def test_weighted_scores_are_those_of_scikit_learn():
     from sklearn.metrics import brier_score_loss, roc_auc_score
-    from medlearn.foundations.evaluation import brier, estimate, resample
+    from medlearn.foundations.calibration import brier
+    from medlearn.foundations.evaluation import estimate,resample
     x, _, time, seen = study(400, 3)
     w = R.censoring_weights(time, seen, 5)
     known, p = w > 0, 1/(1 + np.exp(-x))

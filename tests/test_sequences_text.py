@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from torch import nn
 
-from medlearn.data.text import Reports, Tagged, Vocab, entity_f1, read_iob, read_reports, words
+from medlearn.data.entities import entity_f1,read_iob,Tagged
+from medlearn.data.text import read_reports,Reports,Vocab,words
 from medlearn.foundations.evaluation import estimate, resample
 from medlearn.foundations.sequences import Recurrent, Transformer, read_all, sequence_net
-from medlearn.kit.fetch import DataError
+from medlearn.kit.cards import DataError
 from medlearn.kit.runner import plan, run
 from medlearn.sequences import text as S
 

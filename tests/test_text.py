@@ -6,8 +6,9 @@ import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
 
 from medlearn.data import doors,text as T
-from medlearn.data.images import check_leak
-from medlearn.kit.fetch import DataError
+from medlearn.data import entities as Entities
+from medlearn.data.splits import check_leak
+from medlearn.kit.cards import DataError
 
 NER = Path(__file__).parents[2]/'shared'/'data'/'ner'/'NCBI-disease-IOB'
 
@@ -292,8 +293,8 @@ def sentence(draw):
 @given(sentence())
 @settings(max_examples=150, deadline=None)
 def test_tags_to_spans_and_back(tags):
-    spans = T.to_spans(tags)
-    assert T.to_tags(spans, len(tags)) == tags and T.to_spans(T.to_tags(spans, len(tags))) == spans
+    spans = Entities.to_spans(tags)
+    assert Entities.to_tags(spans, len(tags)) == tags and Entities.to_spans(Entities.to_tags(spans, len(tags))) == spans
 
 
 def reference(tags):
@@ -317,7 +318,7 @@ pair = st.integers(1, 9).flatmap(lambda n: st.tuples(*[st.lists(tag, min_size=n,
 def test_f1_against_a_reference_for_any_tags(pairs):
     truth, pred = map(list, zip(*pairs))
     a, b = ({(i, *s) for i, tags in enumerate(side) for s in reference(tags)} for side in (truth, pred))
-    got = T.entity_f1(truth, pred).loc['all']
+    got = Entities.entity_f1(truth, pred).loc['all']
     assert (got.true, got.found, got.right) == (len(a), len(b), len(a & b))
     want = len(a & b)/len(b) if b else 0, len(a & b)/len(a) if a else 0, 2*len(a & b)/(len(a) + len(b)) if a or b else 0
     assert np.allclose(got[['precision', 'recall', 'F1']].astype(float), want)
@@ -328,25 +329,25 @@ def test_f1_against_a_reference_for_any_tags(pairs):
 
 def test_f1_by_hand():
     truth = [['B-A', 'I-A', 'O', 'B-B'], ['O', 'B-A', 'O']]
-    assert (T.entity_f1(truth, truth)[['precision', 'recall', 'F1']] == 1).all(axis=None)
-    got = T.entity_f1(truth, [['B-A', 'O', 'O', 'B-B'], ['O', 'B-B', 'B-A']])
+    assert (Entities.entity_f1(truth, truth)[['precision', 'recall', 'F1']] == 1).all(axis=None)
+    got = Entities.entity_f1(truth, [['B-A', 'O', 'O', 'B-B'], ['O', 'B-B', 'B-A']])
     assert got.loc['A', 'F1'] == 0 and got.loc['B', ['precision', 'recall']].tolist() == [.5, 1] and got.loc['all', 'F1'] == 2/7
 
 
 @pytest.mark.parametrize('pred,message', [([['O']], '2 sentences, and predictions for 1'), ([['O', 'O'], ['O', 'O']], 'sentence 1 has 1 words and 2')])
 def test_f1_refuses_what_does_not_fit(pred, message):
-    with pytest.raises(DataError, match=message): T.entity_f1([['O', 'O'], ['O']], pred)
+    with pytest.raises(DataError, match=message): Entities.entity_f1([['O', 'O'], ['O']], pred)
 
 
 @pytest.mark.parametrize('spans', [[(0, 2, 'A'), (1, 3, 'A')], [(2, 5, 'A')], [(1, 1, 'A')], [(-1, 1, 'A')]])
 def test_spans_that_do_not_fit(spans):
-    with pytest.raises(DataError, match='overlaps another or leaves'): T.to_tags(spans, 4)
+    with pytest.raises(DataError, match='overlaps another or leaves'): Entities.to_tags(spans, 4)
 
 
 def test_read_iob(tmp_path):
     path = tmp_path/'x.tsv'
     path.write_bytes('\n\nno\tO\r\nœdème\tB-Disease\r\n\r\n\r\nX\tB-A\nY\tI-A'.encode())
-    assert T.read_iob(path) == [(['no', 'œdème'], ['O', 'B-Disease']), (['X', 'Y'], ['B-A', 'I-A'])]
+    assert Entities.read_iob(path) == [(['no', 'œdème'], ['O', 'B-Disease']), (['X', 'Y'], ['B-A', 'I-A'])]
 
 
 @pytest.mark.parametrize('text,message', [
@@ -354,21 +355,21 @@ def test_read_iob(tmp_path):
     ('a\tO\nb', 'line 2: 1 columns'), ('a\tNN\tO', 'line 1: 3 columns'), ('a\tX', "line 1: the tag 'X'"), ('a\tB-', "the tag 'B-'"), ('\tO', 'line 1: 2 columns'), ('\n\n', 'no sentences')])
 def test_bad_iob(text, message, tmp_path):
     (tmp_path/'x.tsv').write_text(text)
-    with pytest.raises(DataError, match=message): T.read_iob(tmp_path/'x.tsv')
+    with pytest.raises(DataError, match=message): Entities.read_iob(tmp_path/'x.tsv')
 
 
 def test_bad_encoding_of_iob(tmp_path):
     (tmp_path/'x.tsv').write_bytes(b'a\tO\n\xe9\tO\n')
-    with pytest.raises(DataError, match=r'byte 0xe9 at position 4 \(line 2\)'): T.read_iob(tmp_path/'x.tsv')
+    with pytest.raises(DataError, match=r'byte 0xe9 at position 4 \(line 2\)'): Entities.read_iob(tmp_path/'x.tsv')
 
 
 @pytest.mark.skipif(not NER.exists(), reason='NCBI-disease is not beside the checkout')
 @pytest.mark.parametrize('part,sentences,entities', [('train', 5424, 5134), ('devel', 923, 787), ('test', 940, 960)])
 def test_ncbi_disease(part, sentences, entities):
-    data = T.read_iob(NER/f'{part}.tsv')
-    assert len(data) == sentences and sum(len(T.to_spans(s.tags)) for s in data) == entities
-    assert all(T.to_tags(T.to_spans(s.tags), len(s.tags)) == s.tags for s in data)
-    assert T.entity_f1([s.tags for s in data], [s.tags for s in data]).loc['Disease', 'F1'] == 1
+    data = Entities.read_iob(NER/f'{part}.tsv')
+    assert len(data) == sentences and sum(len(Entities.to_spans(s.tags)) for s in data) == entities
+    assert all(Entities.to_tags(Entities.to_spans(s.tags), len(s.tags)) == s.tags for s in data)
+    assert Entities.entity_f1([s.tags for s in data], [s.tags for s in data]).loc['Disease', 'F1'] == 1
 
 
 def test_what_is_kept_of_the_archive_is_what_is_parsed():

@@ -21,11 +21,14 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import RocAucBinary, accuracy
 from hypothesis import given, settings, strategies as st
 from medlearn.data.images import ImageSet
-from medlearn.foundations.training import (EMA, Augment, HalfPrecision, KeepBest, Resume, SkipValidation, TensorLoader, TensorLoaders, TensorSet, Normalise, Randomise,
-                                           channels_first, check_set, class_weights, copied, fit, loss_for, pad_boxes, predict, small_cnn,
-                                           tensor_loaders)
+from medlearn.foundations.augmentation import Augment,Normalise
+from medlearn.foundations.loading import (channels_first,check_set,copied,pad_boxes,Randomise,tensor_loaders,
+                                          TensorLoader,TensorLoaders,TensorSet)
+from medlearn.foundations.resuming import Resume
+from medlearn.foundations.training import (class_weights,EMA,fit,HalfPrecision,KeepBest,loss_for,predict,
+                                           SkipValidation,small_cnn)
 from medlearn.kit.chapter import seed_everything
-from medlearn.kit.fetch import DataError
+from medlearn.kit.cards import DataError
 
 
 def squares(n=240, k=2, side=28, channels=None, seed=0, noise=40, depth=None):
@@ -368,7 +371,7 @@ def test_the_best_weights_are_copies():
 
 
 def test_moments_in_pieces():
-    from medlearn.foundations.training import moments
+    from medlearn.foundations.augmentation import moments
     x = torch.randint(0, 256, (150, 3, 7, 9), dtype=torch.uint8)
     mean, std = moments(x)
     torch.testing.assert_close(mean, x.float().mean((0, 2, 3), keepdim=True))
@@ -376,7 +379,7 @@ def test_moments_in_pieces():
 
 
 def test_a_mask_set_brings_its_masks_or_its_boxes():
-    from medlearn.data.annotations import MaskSet
+    from medlearn.data.masks import MaskSet
     flat = squares(48)
     split = np.repeat(['train', 'valid', 'test'], 16)
     masks = (flat.images > 60).astype(np.uint8)

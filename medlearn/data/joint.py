@@ -9,10 +9,12 @@ __all__ = ['Joint', 'check_joint', 'joined', 'read_joint', 'pictures_and_table']
 from dataclasses import dataclass,field,replace
 from pathlib import Path
 import numpy as np,pandas as pd
-from .images import check_leak,split_by_group
-from .pictures import further,picture_folder
+from .splits import check_leak,split_by_group
+from .folders import picture_folder
+from .shortcuts import further
 from .records import code_like
-from ..kit.fetch import DataError,digest_of,load_npz,used
+from ..kit.cards import DataError,digest_of
+from ..kit.fetch import load_npz,used
 
 # %% ../../nbs/data/14_joint.ipynb #49439155
 @dataclass(eq=False)

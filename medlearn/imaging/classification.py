@@ -14,8 +14,10 @@ from torch import nn
 from fastai.learner import Learner
 from ..data.images import ImageSet
 from ..foundations.evaluation import Judge,estimate
-from ..foundations.training import Augment,channels_first,loss_for,one_cycle,tensor_loaders
-from ..kit.fetch import DataError
+from ..foundations.augmentation import Augment
+from ..foundations.loading import channels_first,tensor_loaders
+from ..foundations.training import loss_for,one_cycle
+from ..kit.cards import DataError
 
 # %% ../../nbs/imaging/01_classification.ipynb #a7fcc3d1
 #@title Tables, baselines and networks that are used below

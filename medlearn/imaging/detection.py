@@ -20,10 +20,12 @@ from torchvision.models.resnet import BasicBlock
 from torchvision.ops import Conv2dNormActivation,MultiScaleRoIAlign,batched_nms,generalized_box_iou_loss,masks_to_boxes
 from fastai.callback.core import Callback
 from fastai.learner import Learner
-from ..data.annotations import MaskSet
-from ..foundations.evaluation import box_iou,resample
-from ..foundations.training import channels_first
-from ..kit.fetch import DataError,card,fetch,read_member
+from ..data.masks import MaskSet
+from ..foundations.agreement import box_iou
+from ..foundations.evaluation import resample
+from ..foundations.loading import channels_first
+from ..kit.cards import card,DataError
+from ..kit.fetch import fetch,read_member
 
 # %% ../../nbs/imaging/02_detection.ipynb #b5fc10ce
 def with_boxes(data:MaskSet # 2D images, with boxes or with masks

@@ -14,14 +14,17 @@ from dataclasses import replace
 from torch import Tensor,nn
 from fastai.callback.core import Callback
 from fastai.learner import Learner
-from ..data.annotations import mni_tissue
+from ..data.volumes import mni_tissue
 from ..data.doors import joint_from
-from ..data.images import lidc_masks,lidc_readings,show_images,to_grid
+from ..data.outlines import lidc_masks,lidc_readings,to_grid
+from ..kit.plots import show_images
 from ..data.joint import Joint,check_joint,joined
 from ..foundations.classical import models
 from ..foundations.evaluation import Judge,auroc
-from ..foundations.training import Augment,TensorLoader,TensorLoaders,TensorSet,channels_first,loss_for,moments,one_cycle,small_cnn
-from ..kit.fetch import Card,DataError,card
+from ..foundations.augmentation import Augment,moments
+from ..foundations.loading import channels_first,TensorLoader,TensorLoaders,TensorSet
+from ..foundations.training import loss_for,one_cycle,small_cnn
+from ..kit.cards import Card,card,DataError
 
 # %% ../../nbs/imaging/07_fusion.ipynb #9220bba0
 RATINGS = ['subtlety', 'calcification', 'sphericity', 'margin', 'lobulation', 'spiculation', 'texture']

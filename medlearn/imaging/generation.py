@@ -23,8 +23,9 @@ from fastai.vision.gan import FixedGANSwitcher,GANLearner,GANTrainer
 from ..data.doors import images_from
 from ..data.images import ImageSet
 from ..foundations.evaluation import _finite
-from ..foundations.training import EMA,SkipValidation,TensorLoader,TensorLoaders,channels_first,to_tensors
-from ..kit.fetch import DataError
+from ..foundations.loading import channels_first,TensorLoader,TensorLoaders,to_tensors
+from ..foundations.training import EMA,SkipValidation
+from ..kit.cards import DataError
 
 # %% ../../nbs/imaging/05_generation.ipynb #33daaacf
 def picture_data(dataset:str, # as for `images_from`

@@ -17,7 +17,7 @@ from ..data.images import ImageSet
 from ..data.phantom import backproject,project
 from ..foundations.evaluation import _finite,_judged,_truth,mean_interval
 from ..foundations.training import small_cnn
-from ..kit.fetch import DataError
+from ..kit.cards import DataError
 
 # %% ../../nbs/imaging/06_quality_and_retrieval.ipynb #8ef71f40
 def plain(data:ImageSet # any

@@ -12,12 +12,14 @@ import itertools,math
 import numpy as np,pandas as pd,torch,torch.nn.functional as F
 from torch import Tensor,nn
 from fastai.learner import Learner
-from ..data.annotations import MaskSet
+from ..data.masks import MaskSet
 from ..data.doors import scans_from
-from ..data.images import show_images
-from ..foundations.evaluation import _finite,dice,hausdorff95,iou,mean_interval
-from ..foundations.training import EMA,channels_first,one_cycle,tensor_loaders
-from ..kit.fetch import DataError
+from ..kit.plots import show_images
+from ..foundations.agreement import dice,hausdorff95,iou
+from ..foundations.evaluation import _finite,mean_interval
+from ..foundations.loading import channels_first,tensor_loaders
+from ..foundations.training import EMA,one_cycle
+from ..kit.cards import DataError
 
 # %% ../../nbs/imaging/03_segmentation.ipynb #bff5433f
 def mask_data(dataset:str, # as for `scans_from`

@@ -13,13 +13,16 @@ import numpy as np,pandas as pd,torch,torch.nn.functional as F
 from dataclasses import replace
 from torch import Tensor,nn
 from fastai.learner import Learner
-from ..data.annotations import MaskSet
-from ..data.images import ImageSet,Mask,lidc_masks,lidc_readings,split_by_group
-from ..data.scans import contours,window
+from ..data.masks import MaskSet
+from ..data.images import ImageSet
+from ..data.outlines import contours,lidc_masks,lidc_readings,Mask
+from ..data.splits import split_by_group
+from ..data.scans import window
 from ..foundations.evaluation import _alike,_finite,mean_interval
-from ..foundations.training import EMA,one_cycle,tensor_loaders
+from ..foundations.loading import tensor_loaders
+from ..foundations.training import EMA,one_cycle
 from .segmentation import MaskLoss,Padded,score_masks,tiled
-from ..kit.fetch import DataError
+from ..kit.cards import DataError
 
 # %% ../../nbs/imaging/04_volumes.ipynb #f7592268
 PLANES = dict(axial=0, coronal=1, sagittal=2)

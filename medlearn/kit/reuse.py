@@ -11,9 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 import medlearn
 from . import code,runner
-from .chapter import processor
+from .machine import environment,for_data,foreign_paths,processor
 from .fetch import cache_dir
-from .workers import environment,for_data,foreign_paths
 
 # %% ../../nbs/kit/13_reuse.ipynb #89d62ad6
 def _sha(*parts): return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
@@ -49,12 +48,12 @@ def _installed():
 # %% ../../nbs/kit/13_reuse.ipynb #0c1b6570
 def _cards():
     "Digest of all data cards"
-    from medlearn.kit.fetch import cards
+    from medlearn.kit.cards import cards
     return _sha({name: vars(c) for name,c in cards().items()})
 
 def _device(device):
     "What chapters compute on"
-    from medlearn.kit.kernels import gpu_at_hand
+    from medlearn.kit.machine import gpu_at_hand
     if device == 'cpu' or not gpu_at_hand(): return 'cpu'
     models = Path('/proc/driver/nvidia/gpus').glob('*/information')
     return 'gpu ' + ', '.join(sorted(line for p in models for line in p.read_text().splitlines() if line.startswith('Model')))

@@ -12,12 +12,14 @@ import numpy as np,pandas as pd,torch,torch.nn.functional as F
 from dataclasses import replace
 from fastai.learner import Learner
 from torch import Tensor,nn
-from ..data.signals import Signals,beats,clean,faults,normalised,plot_ecg,r_peaks,rhythms,rr_features
+from ..data.rhythms import rhythms,rr_features
+from ..data.signals import beats,clean,normalised,plot_ecg,r_peaks,Signals
+from ..data.tracings import faults
 from ..foundations.evaluation import _finite
 from ..foundations.sequences import (Attend,Max,Mean,Recurrent,SequenceSet,probabilities,read_all,real_steps,
                                             sequence_loaders,sequence_loss)
 from ..foundations.training import class_weights,one_cycle
-from ..kit.fetch import DataError
+from ..kit.cards import DataError
 
 # %% ../../nbs/sequences/03_ecg.ipynb #18adb032
 def rhythm_features(s:Signals # any rate, the first lead counts for the shape

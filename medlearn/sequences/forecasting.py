@@ -16,7 +16,7 @@ from ..data.events import Records
 from ..foundations.evaluation import _finite,resample
 from ..foundations.sequences import Last,Recurrent,SequenceNet,SequenceSet,read_all,sequence_loaders
 from ..foundations.training import KeepBest,one_cycle
-from ..kit.fetch import DataError,_unknown
+from ..kit.cards import DataError,_unknown
 
 # %% ../../nbs/sequences/01_forecasting.ipynb #53245fd6
 def repeated(records:Records, # of any source

@@ -13,11 +13,13 @@ from dataclasses import dataclass,replace
 from pathlib import Path
 from torch import Tensor,nn
 from fastai.learner import Learner
-from ..data.events import Cohort,Records,Vocabulary,_dates,_day,_mimic,_mimic_files,stream
+from ..data.cohorts import Cohort,Vocabulary
+from ..data.events import Records,stream
+from ..data.hospital import _dates,_day,_mimic,_mimic_files
 from ..foundations.evaluation import _truth
 from ..foundations.sequences import Attend,Last,Max,Mean,Recurrent,SequenceNet,SequenceSet,Transformer,sequence_loaders
 from ..foundations.training import KeepBest,one_cycle
-from ..kit.fetch import DataError
+from ..kit.cards import DataError
 
 # %% ../../nbs/sequences/02_records.ipynb #753ecded
 def with_past(records:Records, # from `read_mimic`

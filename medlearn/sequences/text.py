@@ -19,11 +19,12 @@ from fastai.metrics import Perplexity
 from fastai.text.data import LMDataLoader
 from fastai.text.learner import language_model_learner
 from fastai.text.models.awdlstm import AWD_LSTM,awd_lstm_lm_config
-from ..data.text import Reports,Vocab,entity_counts,entity_f1,mentions,to_ids,to_spans,to_tags,words
+from ..data.entities import entity_counts,entity_f1,to_spans,to_tags
+from ..data.text import mentions,Reports,to_ids,Vocab,words
 from ..foundations.evaluation import _finite,_rows,auroc
 from ..foundations.sequences import Last,Max,Mean,SequenceNet,SequenceSet,read_all,real_steps,sequence_loaders,sequence_loss
 from ..foundations.training import EMA,KeepBest,one_cycle
-from ..kit.fetch import DataError
+from ..kit.cards import DataError
 
 # %% ../../nbs/sequences/04_text.ipynb #e80eb820
 def check_classes(data:Reports, # all splits
