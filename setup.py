@@ -19,5 +19,6 @@ setup(
     package_dir={"medlearn._cards": "data/cards", "medlearn._data": "data", "medlearn._nbs": "nbs"},
     package_data={"medlearn._cards": ["*.toml"], "medlearn._data": ["published.toml", "figures/*.json", "figures/*.png"], "medlearn._nbs": ["**/*.ipynb"]},
     entry_points={"console_scripts": cfg["console_scripts"].split(),
-                  "jupyter_client.kernel_provisioners": cfg["kernel_provisioners"].split()},
+                  "jupyter_client.kernel_provisioners": cfg["kernel_provisioners"].split(),
+                  "medlearn.tools": cfg["tools"].split()},
 )

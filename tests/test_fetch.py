@@ -321,7 +321,7 @@ def test_linked_folders_of_a_mirror_are_searched_and_loops_end(serve, place, mon
     (place/'disk/back').symlink_to(place/'mirror', target_is_directory=True)
     (place/'disk/self').symlink_to(place/'disk', target_is_directory=True)
     monkeypatch.setenv('MEDLEARN_MIRROR', str(place/'mirror'))
-    assert [n for _, names in F._folders(place/'mirror') for n in names] == ['toy.bin']
+    assert [n for _, names in F.walk_folders(place/'mirror') for n in names] == ['toy.bin']
     s = serve()
     assert F.fetch(make(s.url)).read_bytes() == body and s.log == []
     (place/'disk/deep/toy.bin').write_bytes(body[::-1])
@@ -405,7 +405,7 @@ def test_package_that_is_not_there(own_index, place):
 def test_package_from_a_mirror_needs_no_pip(place, monkeypatch):
     wheel = a_wheel(place)
     monkeypatch.setenv('MEDLEARN_MIRROR', str(place))
-    monkeypatch.setattr(Download, '_from_pypi', None)
+    monkeypatch.setattr(Download, 'from_pypi', None)
     assert F.fetch(pypi_card(wheel.name, Cards.digest_of(wheel))).exists()
 
 

@@ -293,7 +293,7 @@ def test_mask_folder_faults(folder):
     assert read(shape=(32, 32)).images.shape == (6, 32, 32)
     (folder/'images'/'P1_3.png').write_bytes(b'not a picture')
     with pytest.raises(DataError, match='P1_3.png cannot be read as a picture'): read(shape=(32, 32))
-    with pytest.raises(DataError, match='finds no patient in P0_0'): Masks._split(['P0_0'], '(Q)', (.6, .2, .2), 0)
+    with pytest.raises(DataError, match='finds no patient in P0_0'): Masks.split_files(['P0_0'], '(Q)', (.6, .2, .2), 0)
 
 @pytest.mark.parametrize('names', [('imagesTr', 'labelsTr'), ('images', 'labels')])
 def test_nifti_pairs(tmp_path, names):

@@ -10,7 +10,7 @@ import json,os,warnings
 from pathlib import Path
 from xml.etree import ElementTree
 import numpy as np
-from .masks import _files,_kinds,MaskSet,_pictures,_split,_twice
+from .masks import files_by_name,kinds_of_pictures,MaskSet,on_one_shape,split_files,first_twice
 from .splits import check_leak,patients_in
 from ..kit.cards import DataError
 from ..kit.fetch import used_together
@@ -31,7 +31,7 @@ def _usable(boxes, size, where, drop_bad):
 # %% ../../nbs/data/11_boxes.ipynb #137bdc36
 def _boxed(name, paths, found, stated, classes, drop_bad, shape, colour, first=0, **more):
     "A `MaskSet` from pictures, their boxes (n, 5): x0, y0, x1, y1, class, and the sizes that their annotations state"
-    images,sizes,scales = _pictures(paths, shape, colour, stated)
+    images,sizes,scales = on_one_shape(paths, shape, colour, stated)
     other = next((x for x in zip(paths, sizes, stated) if x[2] and x[1] != x[2]), None)
     if other: raise DataError('{} has shape {}, its annotations in {} say {} (rows, columns): the boxes were drawn on a '
                               'picture of another size. Take that picture, or scale the boxes and the size that is stated.'
@@ -80,7 +80,7 @@ def coco_boxes(file:str, # annotations, .json
     files = [(i['id'], Path(i['file_name'])) for i in d['images']]
     for what,pairs in {'image id': files, 'picture': [(p, i) for i,p in files],
                        'category id': [(c['id'], c['name']) for c in d['categories']]}.items():
-        if two := _twice(pairs): raise DataError(f'{file}: the {what} {two[0]} stands twice, for {two[1]} and {two[2]}: '
+        if two := first_twice(pairs): raise DataError(f'{file}: the {what} {two[0]} stands twice, for {two[1]} and {two[2]}: '
                                                  'boxes would be lost or torn apart. Give each picture and class one id.')
     paths = [Path(images or Path(file).parent)/n for n in names.values()]
     if not paths: raise DataError(f'{file} names no pictures.')
@@ -88,7 +88,7 @@ def coco_boxes(file:str, # annotations, .json
     shown = [Path(os.path.relpath(p, home)).with_suffix('').as_posix() for p in paths]
     used_together(Path(file).name, [file, *filter(Path.is_file, paths)])
     return _boxed(Path(file).name, paths, [*found.values()], stated, ['background', *cats.values()], drop_bad, shape, colour,
-                  **_split(shown, patient, fractions, seed))
+                  **split_files(shown, patient, fractions, seed))
 
 # %% ../../nbs/data/11_boxes.ipynb #410df66b
 def _listed(folder, names, patient, fractions, seed):
@@ -101,7 +101,7 @@ def _listed(folder, names, patient, fractions, seed):
     if 'train' not in lists: raise DataError(f'{at} has {[p.name for p in lists.values()]} but no train.txt. Add it, or '
                                              'take the lists away to split at random.')
     pairs = [(n.strip(), s) for s,p in lists.items() for n in p.read_text(encoding='utf-8').splitlines() if n.strip()]
-    if two := _twice(pairs): raise DataError(f'{at}: {two[0]} is listed twice, in {two[1]} and {two[2]}. List it once.')
+    if two := first_twice(pairs): raise DataError(f'{at}: {two[0]} is listed twice, in {two[1]} and {two[2]}. List it once.')
     of = dict(pairs)
     if lost := [n for n in of if n not in names]:
         raise DataError(f'{lists[of[lost[0]]]} lists {lost[0]!r}, which has no file in Annotations ({len(lost)} such '
@@ -110,7 +110,7 @@ def _listed(folder, names, patient, fractions, seed):
         warnings.warn(f'{folder}: {len(rest)} annotated pictures are in no list and left out, first {rest[0]}')
     if len(lists) < 3:
         train = [n for n in of if of[n] == 'train']
-        of |= {n: 'train' if s in lists else s for n,s in zip(train, _split(train, patient, fractions, seed)['split'])}
+        of |= {n: 'train' if s in lists else s for n,s in zip(train, split_files(train, patient, fractions, seed)['split'])}
     of = {n: of[n] for n in names if n in of}
     split,groups = np.array([*of.values()]),patients_in(of, patient) if patient or len(lists) < 3 else None
     if groups is not None: check_leak(split, groups)
@@ -127,7 +127,7 @@ def voc_boxes(folder:str, # holds Annotations, JPEGImages, and ImageSets/Main wh
              )->MaskSet:
     "Boxes of a folder in the layout of Pascal VOC, with its own lists; a list it lacks is taken from its training list"
     folder = Path(folder)
-    xml,pics = _files(folder/'Annotations', ('.xml',)),_files(folder/'JPEGImages', _kinds)
+    xml,pics = files_by_name(folder/'Annotations', ('.xml',)),files_by_name(folder/'JPEGImages', kinds_of_pictures)
     lone = sorted(xml.keys() - pics.keys())
     if lone: raise DataError(f'{xml[lone[0]]} has no picture in {folder/"JPEGImages"} ({len(lone)} such files).')
     if bare := sorted(pics.keys() - xml.keys()):
@@ -143,7 +143,7 @@ def voc_boxes(folder:str, # holds Annotations, JPEGImages, and ImageSets/Main wh
             raise DataError(f'{path} cannot be read as VOC annotations: {e}. Check the file.') from e
     of,more = _listed(folder, xml, patient, fractions, seed) or (xml, None)
     xml = {n: xml[n] for n in of}
-    more = more or _split(xml, patient, fractions, seed)
+    more = more or split_files(xml, patient, fractions, seed)
     raw,stated = zip(*(objects(p) for p in xml.values()))
     classes = sorted({o[0] for r in raw for o in r})
     found = [[(*o[1:], classes.index(o[0])+1) for o in r] for r in raw]

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from .events import layout,Records
 from .splits import split_by_group
-from ..kit.cards import DataError,_unknown
+from ..kit.cards import DataError,unknown_name
 
 # %% ../../nbs/data/16_cohorts.ipynb #8af9c930
 @dataclass(eq=False)
@@ -63,7 +63,7 @@ def _answers(records, at, event):
         label = records.outcomes.label.map({c: i for i,c in enumerate(classes)}).reindex(ids)
         return records.outcomes.get('time', none).reindex(ids), [str(c) for c in classes], label
     kinds = records.events.event.unique()
-    if event not in kinds: raise _unknown(f'{records.name}: event', event, list(kinds))
+    if event not in kinds: raise unknown_name(f'{records.name}: event', event, list(kinds))
     rows = records.events[records.events.event == event]
     return rows.groupby('id').time.min().reindex(ids), ['no', 'yes'], None
 
@@ -152,7 +152,7 @@ class Vocabulary:
             df = getattr(records, what)
             new = ~df[column].isin(known)
             if new.any() and unknown != 'drop':
-                raise _unknown(f'{records.name}: not in training, {new.sum()} rows: id {df.id[new].iloc[0]}: {column}', str(df[column][new].iloc[0]), list(known))
+                raise unknown_name(f'{records.name}: not in training, {new.sum()} rows: id {df.id[new].iloc[0]}: {column}', str(df[column][new].iloc[0]), list(known))
             kept[what] = df[~new].reset_index(drop=True) if new.any() else df
         return replace(records, **kept)
 
@@ -201,7 +201,7 @@ def pad(records:Records, # a source, or `cohort.history`
     ids,m = records.people.index,records.measurements
     variables = tuple(variables or records.variables)
     row,col = ids.get_indexer(m.id),pd.Index(variables).get_indexer(m.variable)
-    if (col < 0).any(): raise _unknown(f'{records.name}: variable', str(m.variable.iloc[(col < 0).argmax()]), list(variables))
+    if (col < 0).any(): raise unknown_name(f'{records.name}: variable', str(m.variable.iloc[(col < 0).argmax()]), list(variables))
     fresh = (m.id.ne(m.id.shift()) | m.time.ne(m.time.shift())).to_numpy()
     lengths = np.bincount(row[fresh], minlength=len(ids))
     order = row[fresh]

@@ -7,7 +7,7 @@ __all__ = ['BASIC_PROFILE', 'anonymise']
 
 # %% ../../nbs/data/08_deidentification.ipynb #bdc556c7
 import copy,hashlib,warnings
-from .scans import _need
+from .scans import needed
 
 # %% ../../nbs/data/08_deidentification.ipynb #d4408704
 #@title The table: attributes by group and number, after their action
@@ -115,7 +115,7 @@ def anonymise(ds, # pydicom `Dataset`; left as it is
              ): # a copy; PatientIdentityRemoved is YES only where nothing asks for a look at the pixels
     "Clean the header by DICOM's basic profile (PS3.15, table E.1-1); pixels are left as they are: no certificate"
     if not salt: raise ValueError('salt is empty: without a secret, patient numbers can be guessed')
-    _need('pydicom')
+    needed('pydicom')
     from pydicom import Dataset
     new = copy.deepcopy(ds)
     _clean(new, salt)

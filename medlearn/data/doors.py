@@ -19,7 +19,7 @@ from .splits import duplicates
 from .folders import picture_folder
 from .pictures import is_picture,walk
 from .shortcuts import further
-from ..kit.cards import DataError,digest_of,_unknown
+from ..kit.cards import DataError,digest_of,unknown_name
 from ..kit.fetch import load,load_npz,used
 
 # %% ../../nbs/data/23_doors.ipynb #ddc4c4a7
@@ -32,21 +32,21 @@ class Kind(NamedTuple):
     option: str='dataset' # parameter of these chapters
 
 _flat = 'data/images', 'imaging/classification', 'imaging/generation', 'imaging/quality_and_retrieval', 'foundations/scaling', 'foundations/training'
-_masks = 'data/annotations', 'imaging/segmentation', 'imaging/detection'
+_masks = 'data/masks', 'imaging/segmentation', 'imaging/detection'
 kinds = dict(
     pictures=Kind('a folder of pictures with labels', picture_folder, _flat),
     images=Kind('images and labels in one file, in the layout of MedMNIST', read_npz, _flat),
-    masks=Kind('pictures and masks in one file', 'annotations:npz_masks', _masks),
-    mask_folder=Kind('a folder of pictures and one of masks', 'annotations:mask_folder', _masks),
-    volumes=Kind('volumes and their masks', 'annotations:nifti_pairs', ('data/annotations', 'imaging/volumes')),
-    coco=Kind('pictures with boxes, as COCO writes them', 'annotations:coco_boxes', ('data/annotations', 'imaging/detection')),
-    voc=Kind('pictures with boxes, as Pascal VOC writes them', 'annotations:voc_boxes', ('data/annotations', 'imaging/detection')),
-    records=Kind('measurements and outcomes of patients', 'events:read_records', ('sequences/forecasting', 'sequences/records')),
-    mimic=Kind('tables of MIMIC-III', 'events:read_mimic', ('sequences/forecasting', 'sequences/records')),
+    masks=Kind('pictures and masks in one file', 'masks:npz_masks', _masks),
+    mask_folder=Kind('a folder of pictures and one of masks', 'masks:mask_folder', _masks),
+    volumes=Kind('volumes and their masks', 'volumes:nifti_pairs', ('data/volumes', 'imaging/volumes')),
+    coco=Kind('pictures with boxes, as COCO writes them', 'boxes:coco_boxes', ('data/boxes', 'imaging/detection')),
+    voc=Kind('pictures with boxes, as Pascal VOC writes them', 'boxes:voc_boxes', ('data/boxes', 'imaging/detection')),
+    records=Kind('measurements and outcomes of patients', 'hospital:read_records', ('sequences/forecasting', 'sequences/records')),
+    mimic=Kind('tables of MIMIC-III', 'hospital:read_mimic', ('sequences/forecasting', 'sequences/records')),
     reports=Kind('reports with labels', 'text:read_reports', ('sequences/text',)),
-    entities=Kind('sentences with tagged words', 'text:read_entities', ('sequences/text',), 'entities'),
-    ptbxl=Kind('PTB-XL', 'signals:ptbxl', ('sequences/ecg',)),
-    wfdb=Kind('a WFDB record', 'signals:read_wfdb', ('sequences/ecg',), 'external'),
+    entities=Kind('sentences with tagged words', 'entities:read_entities', ('sequences/text',), 'entities'),
+    ptbxl=Kind('PTB-XL', 'tracings:ptbxl', ('sequences/ecg',)),
+    wfdb=Kind('a WFDB record', 'tracings:read_wfdb', ('sequences/ecg',), 'external'),
     joint=Kind('pictures and a table, joined by id', 'joint:read_joint', ('imaging/fusion',)))
 
 def _read_by(kind):
@@ -181,9 +181,8 @@ def records_from(dataset:str, # "nafld", "pbc", a folder with measurements.csv, 
                  **kw, # for the loader
                 ): # `Records`
     "Records by name or by folder"
-    events = import_module('medlearn.data.events')
-    if str(dataset) in ('nafld', 'pbc'): return getattr(events, str(dataset))(**kw)
-    if not _path_like(str(dataset)): raise _unknown('records', str(dataset), ['nafld', 'pbc'])
+    if str(dataset) in ('nafld', 'pbc'): return getattr(import_module('medlearn.data.events'), str(dataset))(**kw)
+    if not _path_like(str(dataset)): raise unknown_name('records', str(dataset), ['nafld', 'pbc'])
     return _wanted(dataset, ('records', 'mimic'), kw)
 
 def reports_from(dataset:str, # "indiana_reports", or the path of a CSV file of id, text, label
@@ -271,6 +270,7 @@ def takers(kind:str, # name in `kinds`
 
 class NotRead(Facts):
     "What could be said of data that were refused"
+    refused = True
 
 def _tried(path, kind):
     "The data and ''; where single rows or files were refused, the data without them and the sentence"

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 import pandas as pd
-from .text import _decoded
+from .text import decoded
 from ..kit.cards import DataError,digest_of
 from ..kit.fetch import used
 
@@ -26,7 +26,7 @@ def read_iob(path:str, # a word and its tag a line, a tab between them; an empty
             )->list: # of `Tagged`
     "Sentences of an IOB file, checked line by line"
     sentences,row,last = [],[],'O'
-    for i,line in enumerate([*_decoded(path, encoding).split('\n'), ''], 1):
+    for i,line in enumerate([*decoded(path, encoding).split('\n'), ''], 1):
         bad = lambda what: DataError(f'{path}, line {i}: {what}')
         if not line.strip():
             if row: sentences.append(row)

@@ -9,7 +9,7 @@ __all__ = ['layout', 'Records', 'tidy', 'same_values', 'nafld', 'plot_course', '
 from dataclasses import dataclass,field,replace
 import numpy as np
 import pandas as pd
-from .records import _fetched,read_pickled,table
+from .records import fetched,read_pickled,table
 from ..kit.cards import card,DataError
 from ..kit.fetch import arrays,read_member
 
@@ -87,7 +87,7 @@ def tidy(df:pd.DataFrame, # id, time, variable, value; the index is the row numb
 def _nafld(*parts):
     "Of the three tables those that are named, as published; one file holds them all"
     c = card('nafld')
-    path = _fetched(c, parts[0])
+    path = fetched(c, parts[0])
     return [read_pickled(read_member(path, c.file(part).member), part).drop(columns='rownames') for part in parts]
 
 # %% ../../nbs/data/15_events.ipynb #fcc18b88
@@ -121,7 +121,7 @@ def _nafld_arrays(raw):
 def nafld(raw:bool=False, # keep the copies `chol` and `dbp`, and impossible pressures
          )->Records: # `death` is among the events
     "People with fatty liver disease and their controls: measurements, events and follow-up"
-    _fetched(card('nafld'), 'nafld1')
+    fetched(card('nafld'), 'nafld1')
     a = arrays('nafld' + '-raw'*raw, 'nafld', [_nafld, tidy, _nafld_arrays], lambda: _nafld_arrays(raw), ids=('nafld1', 'nafld2', 'nafld3'))
     part = lambda t: {k[2:]: v for k,v in a.items() if k.startswith(f'{t}/')}
     m,events,who = (pd.DataFrame(part(t)) for t in 'mep')

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from .images import covered,ImageSet
-from .pictures import _all,ENDINGS,FITS,is_picture,walk
+from .pictures import read_pictures,ENDINGS,FITS,is_picture,walk
 from .records import not_known
 from .shortcuts import cheat,giveaways
 from .splits import check_leak,duplicates,patients_in,split_by_group,tied
@@ -257,7 +257,7 @@ def picture_folder(folder:str, # pictures, sub-folders allowed, with labels.csv;
     said = _from_table(files, at, file, label, patient, unknown, nothing, drop_bad) if at.is_file() else _from_folders(files, folder, level)
     groups,told = said.groups,said.told
     if patient and groups is None: groups,told['patients from'] = patients_in([files[i] for i in said.where], patient),f'the path, {patient}'
-    read = _all([paths[i] for i in said.where], side, fit, level_width)
+    read = read_pictures([paths[i] for i in said.where], side, fit, level_width)
     bad = [r for r in read if isinstance(r, str)]
     if bad and not drop_bad: raise DataError(f'{bad[0]} {len(bad)} of {len(read)} pictures are such: leave them out with drop_bad = true.')
     if bad: told['not read'] = f'{len(bad):,}, left out: {" ".join(bad[:3])}'

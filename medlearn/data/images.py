@@ -20,6 +20,7 @@ from ..kit.plots import show_images
 # %% ../../nbs/data/01_images.ipynb #5497e722
 class Facts(dict):
     "What was found in data: question -> answer; shown as a table"
+    refused = False
     def __repr__(self): return '\n'.join(f'{k:>30}  {v}' for k,v in self.items())
     def _repr_html_(self):
         left = 'style="text-align:left;vertical-align:top"'

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .masks import MaskSet,_numbered,_pairs,_split
+from .masks import MaskSet,numbered_classes,pairs_by_name,split_files
 from .scans import as_slices,paired,read_nifti,read_nrrd,window
 from .splits import split_by_group
 from ..kit.cards import card,DataError
@@ -97,7 +97,7 @@ def nifti_pairs(images:str, # folder of volumes, or a folder that holds imagesTr
         two = next((p for p in (('imagesTr', 'labelsTr'), ('images', 'labels')) if (root/p[0]).is_dir()), None)
         if not two: raise DataError(f'{root} holds no imagesTr and labelsTr, nor images and labels. Pass both folders.')
         images,masks = root/two[0],root/two[1]
-    x,y = _pairs(images, masks, ends, ending, image_ending, partial(_cases, channel=channel))
+    x,y = pairs_by_name(images, masks, ends, ending, image_ending, partial(_cases, channel=channel))
     pics,got,mm = [],[],[]
     for n,(path,k) in x.items():
         s = paired(_volume(path, k), _volume(y[n], mask=True), str(path), classes if isinstance(classes, dict) else classes and list(classes))
@@ -111,8 +111,8 @@ def nifti_pairs(images:str, # folder of volumes, or a folder that holds imagesTr
         part = lambda k: tuple(slice(max(k*o, 0), max(k*o, 0)+min(n, s)) for o,n,s in zip(off, shape, a.shape))
         res[part(1)] = a[part(-1)]
         return res
-    got,classes = _numbered(got, classes, Path(images).parent.name)
+    got,classes = numbered_classes(got, classes, Path(images).parent.name)
     name,table = Path(images).parent.name,pd.DataFrame(own, columns=['slices', 'rows', 'columns']).assign(file=[*x])
     used_together(name, [*(p for p,_ in x.values()), *y.values()])
     return MaskSet(np.stack([centred(a) for a in pics]), np.stack([centred(a) for a in got]), classes, name=name,
-                   spacing=np.array(mm), table=table, **_split(x, patient, fractions, seed))
+                   spacing=np.array(mm), table=table, **split_files(x, patient, fractions, seed))

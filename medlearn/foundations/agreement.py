@@ -9,7 +9,7 @@ __all__ = ['dice', 'iou', 'hausdorff95', 'box_iou', 'box_ap', 'mean_ap']
 import math
 import numpy as np
 import pandas as pd
-from .evaluation import _alike,_finite,_truth
+from .evaluation import check_alike,as_numbers,as_truth
 from ..kit.cards import DataError
 
 # %% ../../nbs/foundations/05_agreement.ipynb #a41443b3
@@ -22,7 +22,7 @@ def _inside(m, name):
                         f'({int(bad.any(1).sum())} of {len(m)} masks are so). Mend what made them.')
     return m > 0
 def _counts(pred, targ):
-    _alike(pred, targ)
+    check_alike(pred, targ)
     pred,targ = _inside(pred, 'predicted'),_inside(targ, 'true')
     return (pred & targ).sum(1), pred.sum(1) + targ.sum(1)
 
@@ -50,8 +50,8 @@ def hausdorff95(pred:np.ndarray, # one mask, bool, shape (*spatial)
                )->float: # mm; 0 where both are empty, infinite where one is
     "95th percentile Hausdorff distance between the rims of two masks (Huttenlocher et al. 1993)"
     from scipy.ndimage import binary_erosion,distance_transform_edt
-    pred,targ = _truth(pred, 'predicted mask'),_truth(targ, 'true mask')
-    _alike(pred, targ)
+    pred,targ = as_truth(pred, 'predicted mask'),as_truth(targ, 'true mask')
+    check_alike(pred, targ)
     mm = np.broadcast_to(np.asarray(spacing, dtype=float), pred.ndim)
     if not ((mm > 0) & (mm < math.inf)).all(): raise ValueError(f'spacing {spacing}: millimetres above 0 are wanted')
     if not (pred.any() and targ.any()): return math.inf if pred.any() or targ.any() else 0.
@@ -67,7 +67,7 @@ def box_iou(a:np.ndarray, # boxes in d dimensions: d lower, then d upper corners
     a,b = np.asarray(a, dtype=float),np.asarray(b, dtype=float)
     if a.ndim != 2 or a.shape[1] % 2 or a.shape[1:] != b.shape[1:]:
         raise ValueError(f'boxes of shape {a.shape} and {b.shape}: (n, 2d) and (m, 2d) are wanted')
-    _finite(a, 'corner'),_finite(b, 'corner')
+    as_numbers(a, 'corner'),as_numbers(b, 'corner')
     d = a.shape[1]//2
     size = lambda x: (x[..., d:] - x[..., :d]).clip(0).prod(-1)
     both = size(np.concatenate([np.maximum(a[:, None, :d], b[None, :, :d]), np.minimum(a[:, None, d:], b[None, :, d:])], -1))
@@ -92,7 +92,7 @@ def _scenes(truth, boxes, score):
     for i,v in enumerate(zip(boxes, score)): _as_many(f'image {i}: boxes, scores', *v)
     for what,v in (('corner of a true box', truth), ('corner of a box found', boxes), ('score', score)):
         if v and np.isfinite(np.concatenate([np.ravel(x) for x in v], dtype=float)).all(): continue
-        for i,x in enumerate(v): _finite(np.asarray(x, dtype=float), what, of=f'image {i}')
+        for i,x in enumerate(v): as_numbers(np.asarray(x, dtype=float), what, of=f'image {i}')
     if not sum(map(len, truth)): raise DataError(f'no true box in {len(truth)} images: there is nothing to find')
 def _box_ap(truth, boxes, score, at):
     found = [_hits(*(np.asarray(v, dtype=float) for v in i), at) for i in zip(truth, boxes, score)]

@@ -8,14 +8,12 @@ __all__ = ['Stopwatch', 'quick_recipe', 'small_stem_resnet18', 'published_recipe
 
 # %% ../../nbs/foundations/14_bench.ipynb #29801c8b
 import gc,math,os,statistics,subprocess,sys,tempfile,threading,time
-from importlib import import_module
 from pathlib import Path
+from ..data.doors import images_from
+from ..data.images import ImageSet
 from .throughput import (Feed,medlearn_loaders,network,noise,pytorch_loader,sized,
                                              throughput,train_pass)
-
-# %% ../../nbs/foundations/14_bench.ipynb #6c28de43
-def _data(): return import_module('medlearn.data.doors')
-def _training(): return import_module('medlearn.foundations.training')
+from .training import EMA,one_cycle
 
 # %% ../../nbs/foundations/14_bench.ipynb #439d8fd2
 class Stopwatch:
@@ -49,9 +47,9 @@ def quick_recipe(data, # `ImageSet`
         def after_epoch(self):
             if watch(self.recorder.values[-1][-1]): raise CancelFitException
     torch.manual_seed(seed)
-    dls,t = medlearn_loaders(data, 32, device),_training()
+    dls = medlearn_loaders(data, 32, device)
     learn = Learner(dls, network().to(device), loss_func=CrossEntropyLossFlat(), metrics=RocAucBinary(), wd=1e-2)
-    return t.one_cycle(learn, 16, 4e-3, cbs=[t.EMA(), Stop()], validate=True)
+    return one_cycle(learn, 16, 4e-3, cbs=[EMA(), Stop()], validate=True)
 
 # %% ../../nbs/foundations/14_bench.ipynb #227314eb
 def small_stem_resnet18():
@@ -140,7 +138,7 @@ def _train_from(source, bs, side, device):
         train_pass(batches, model, torch.optim.Adam(model.parameters(), 1e-3))
         with torch.no_grad(): return [model.eval()(x) for x,_ in valid]
     def fed(data): return [Feed(dl, device) for dl in medlearn_loaders(data, bs, device)]
-    def read(file): return _data().ImageSet(*np.load(file).values(), classes=['normal', 'pneumonia'])
+    def read(file): return ImageSet(*np.load(file).values(), classes=['normal', 'pneumonia'])
     train(*fed(sized(noise(8, 8), 8)))
     with Peak(device) as peak:
         if source: train(*fed(read(source)))
@@ -156,7 +154,7 @@ def memory(data, # `ImageSet`
     import numpy as np
     side,size = data.images.shape[1],data.images.nbytes + data.labels.nbytes
     def peak(source):
-        code = f'from medlearn.kit.bench import _train_from; print(_train_from({source!r}, {bs}, {side}, {str(device)!r}))'
+        code = f'from medlearn.foundations.bench import _train_from; print(_train_from({source!r}, {bs}, {side}, {str(device)!r}))'
         env = os.environ | dict(MALLOC_MMAP_THRESHOLD_='65536')
         return float(subprocess.run([sys.executable, '-W', 'ignore', '-c', code], stdout=subprocess.PIPE, env=env, text=True, check=True).stdout)
     with tempfile.TemporaryDirectory() as folder:
@@ -180,8 +178,8 @@ def bench(dataset='pneumoniamnist', # grey images with splits train and valid: b
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     name = torch.cuda.get_device_name() if str(device).startswith('cuda') else f'{device}, {torch.get_num_threads()} threads'
     res,real,speed = dict(throughput=None, time_to_quality=None, device=name, peak_mb=None, expected_mb=None),True,{}
-    try: data = dataset if hasattr(dataset, 'images') else _data().images_from(dataset)
-    except _data().DataError as e: data,real,res['reason'] = noise(),False,str(e)
+    try: data = dataset if hasattr(dataset, 'images') else images_from(dataset)
+    except DataError as e: data,real,res['reason'] = noise(),False,str(e)
     for side in sides if only != 'quality' else ():
         tell(f'throughput and memory, {side} x {side} pixels')
         images = sized(data, side, n)

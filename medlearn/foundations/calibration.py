@@ -7,7 +7,7 @@ __all__ = ['brier', 'ece', 'plot_reliability', 'net_benefit', 'plot_decision', '
 
 # %% ../../nbs/foundations/04_calibration.ipynb #ac5bb55f
 import numpy as np
-from .evaluation import _alike,_axes,_dashes,_finite,_judged,_rows,_truth
+from .evaluation import check_alike,own_axes,DASHES,as_numbers,check_scores,as_weights,as_truth
 from ..kit.cards import DataError
 
 # %% ../../nbs/foundations/04_calibration.ipynb #f8126ce5
@@ -16,7 +16,7 @@ def brier(y:np.ndarray, # truth: bool, shape (n,)
           w:np.ndarray=None, # weights, shape (b, n)
          )->np.ndarray: # shape (b,): 0 is best
     "Mean squared error of probabilities (Brier 1950)"
-    _,p,w = _judged(y, p, w=w, share=True)
+    _,p,w = check_scores(y, p, w=w, share=True)
     return w@(p - y)**2/w.sum(1)
 
 # %% ../../nbs/foundations/04_calibration.ipynb #91c817ae
@@ -31,7 +31,7 @@ def ece(y:np.ndarray, # truth: bool, shape (n,)
         bins:int=10, # of equal width
        )->np.ndarray: # shape (b,): 0 is best
     "Expected calibration error (Naeini et al. 2015)"
-    _,p,w = _judged(y, p, w=w, share=True)
+    _,p,w = check_scores(y, p, w=w, share=True)
     return abs(w@(_bins(p, bins)*(p - np.asarray(y))[:, None])).sum(1)/w.sum(1)
 
 # %% ../../nbs/foundations/04_calibration.ipynb #995aa811
@@ -42,10 +42,10 @@ def plot_reliability(curves:dict, # name -> (truth, shape (n,); probability, sha
                      ax=None, # matplotlib axes to draw into; default: a new figure
                     ): # matplotlib figure
     "Reliability diagram: promised probability against what happened"
-    curves = {n: (np.asarray(y), _judged(y, p, w=w, share=True, of=n)[1]) for n,(y,p) in curves.items()}
-    fig,ax = _axes(ax)
+    curves = {n: (np.asarray(y), check_scores(y, p, w=w, share=True, of=n)[1]) for n,(y,p) in curves.items()}
+    fig,ax = own_axes(ax)
     ax.plot([0, 1], [0, 1], color='.8', lw=1)
-    for (name,(y,p)),dash in zip(curves.items(), _dashes):
+    for (name,(y,p)),dash in zip(curves.items(), DASHES):
         member = _bins(p, bins)
         used = member.any(0)
         member,n = member[:, used],member.sum(0)[used]
@@ -65,7 +65,7 @@ def net_benefit(y:np.ndarray, # truth: bool, shape (n,)
                 w:np.ndarray=None, # weights, shape (b, n)
                )->np.ndarray: # shape (b, number of thresholds); in true positives per case
     "Net benefit of treating whoever has a probability of at least `t` (Vickers and Elkin 2006)"
-    t,(y,p,w) = np.atleast_1d(np.asarray(t, dtype=float)),_judged(y, p, w=w, share=True)
+    t,(y,p,w) = np.atleast_1d(np.asarray(t, dtype=float)),check_scores(y, p, w=w, share=True)
     if not ((t > 0) & (t < 1)).all(): raise ValueError(f'thresholds {t.min():.3g} to {t.max():.3g}: each lies between 0 and 1')
     worth = np.where(y[:, None], 1., -t/(1 - t))
     return w@((p[:, None] >= t)*worth)/w.sum(1, keepdims=True)
@@ -77,14 +77,14 @@ def plot_decision(curves:dict, # name -> (truth, shape (n,); probability, shape 
                   ax=None, # matplotlib axes to draw into; default: a new figure
                  ): # matplotlib figure
     "Decision curves: net benefit at each threshold, beside treating everybody and nobody"
-    curves = {n: _judged(y, p, share=True, of=n)[:2] for n,(y,p) in curves.items()}
+    curves = {n: check_scores(y, p, share=True, of=n)[:2] for n,(y,p) in curves.items()}
     if not curves: raise ValueError('no curve: give at least one model')
-    fig,ax = _axes(ax)
+    fig,ax = own_axes(ax)
     truth = next(iter(curves.values()))[0]
     everybody,top = net_benefit(truth, np.ones(len(truth)), t)[0],np.mean(truth)
     ax.plot(t, everybody, color='.6', lw=1)
     ax.axhline(0, color='.6', lw=1)
-    for (name,(y,p)),dash in zip(curves.items(), _dashes): ax.plot(t, net_benefit(y, p, t)[0], dash, label=name)
+    for (name,(y,p)),dash in zip(curves.items(), DASHES): ax.plot(t, net_benefit(y, p, t)[0], dash, label=name)
     ax.text(t[-1], 0, 'nobody', size=8, color='.4', ha='right', va='bottom')
     ax.text(np.interp(.35*top, -everybody, t), -.35*top, '  everybody', size=8, color='.4')
     ax.set(xlabel='threshold probability', ylabel='net benefit: true positives per case', title=title, ylim=(-.5*top, 1.1*top))
@@ -98,11 +98,11 @@ def concordance(time:np.ndarray, # to the event or to the end of observation, sh
                 event:np.ndarray=None, # did it happen? bool, shape (n,); False is censored; default: all
                )->np.ndarray: # shape (b,), in [0, 1]; takes memory for n x n pairs
     "Concordance index (Harrell et al. 1982)"
-    t,s = _finite(time, 'time'),_finite(score)
-    e = np.ones(len(t), bool) if event is None else _truth(event, 'event')
-    _alike(t, s, e)
+    t,s = as_numbers(time, 'time'),as_numbers(score)
+    e = np.ones(len(t), bool) if event is None else as_truth(event, 'event')
+    check_alike(t, s, e)
     if t.ndim > 1: raise ValueError(f'times of shape {t.shape}: (n,) is wanted')
-    w = _rows(w, t)
+    w = as_weights(w, t)
     first = ((t[:, None] < t) | ((t[:, None] == t) & ~e))*e[:, None].astype(w.dtype)
     if not first.any(): raise DataError(f'no pair of {len(t)} cases has a known order, so there is nothing to compare. Take more cases, with events.')
     right = first*((s[:, None] > s) + .5*(s[:, None] == s)).astype(w.dtype)

@@ -9,13 +9,12 @@ __all__ = ['noise', 'sized', 'network', 'train_pass', 'timed', 'by_turns', 'Feed
 # %% ../../nbs/foundations/13_throughput.ipynb #6c4999b8
 import os,statistics,tempfile,time
 from copy import deepcopy
-from importlib import import_module
 from itertools import islice
 from pathlib import Path
-
-# %% ../../nbs/foundations/13_throughput.ipynb #1fb6b0e8
-def _data(): return import_module('medlearn.data.doors')
-def _training(): return import_module('medlearn.foundations.training')
+from ..data.images import ImageSet
+from .augmentation import Augment
+from .loading import tensor_loaders
+from ..kit.cards import DataError
 
 # %% ../../nbs/foundations/13_throughput.ipynb #51631a0e
 def noise(train:int=4708, # images for training, as many as PneumoniaMNIST has
@@ -25,7 +24,7 @@ def noise(train:int=4708, # images for training, as many as PneumoniaMNIST has
     import numpy as np
     rng,n = np.random.default_rng(0),train + valid
     split = np.repeat(['train', 'valid'], [train, valid])
-    return _data().ImageSet(rng.integers(0, 256, (n, 28, 28), np.uint8), np.arange(n) % 2, split, ['normal', 'pneumonia'],
+    return ImageSet(rng.integers(0, 256, (n, 28, 28), np.uint8), np.arange(n) % 2, split, ['normal', 'pneumonia'],
                             'noise', simulated=True)
 
 # %% ../../nbs/foundations/13_throughput.ipynb #23e8af92
@@ -38,7 +37,7 @@ def sized(data, # `ImageSet`, grey
     from dataclasses import replace
     from torch import as_tensor
     from torch.nn.functional import interpolate
-    if data.images.ndim != 3: raise _data().DataError(f'{data.name}: the bench compares on grey images, shape (n, h, w)')
+    if data.images.ndim != 3: raise DataError(f'{data.name}: the bench compares on grey images, shape (n, h, w)')
     train,valid = (np.flatnonzero(data.split == s) for s in ('train', 'valid'))
     data = data.take(np.concatenate([train[:n], valid]))
     if data.images.shape[1:] == (side, side): return data
@@ -48,7 +47,7 @@ def sized(data, # `ImageSet`, grey
 # %% ../../nbs/foundations/13_throughput.ipynb #4bb60b43
 def network():
     "The small network of the course, with four convolutions"
-    return _training().small_cnn(1, 2, widths=(32, 64, 128, 256))
+    return small_cnn(1, 2, widths=(32, 64, 128, 256))
 
 # %% ../../nbs/foundations/13_throughput.ipynb #e17f14b2
 def train_pass(batches, # of (images, labels)
@@ -106,8 +105,7 @@ def medlearn_loaders(data, # `ImageSet`
                      device, # where the images stay
                     ): # `DataLoaders`
     "The course's loader with augmentation"
-    t = _training()
-    return t.tensor_loaders(data, bs, t.Augment(rotate=10, zoom=.1, crop=.07, light=.1), device=device)
+    return tensor_loaders(data, bs, Augment(rotate=10, zoom=.1, crop=.07, light=.1), device=device)
 
 # %% ../../nbs/foundations/13_throughput.ipynb #b2e04ed1
 def fastai_loaders(data, # `ImageSet`
@@ -162,7 +160,7 @@ def ways(data, # `ImageSet`
         )->dict: # name -> `Feed`, or a list of batches
     "All ways to feed the same network with the same images"
     train,cores = data.part('train'),min(16, os.cpu_count())
-    if len(train) < bs: raise _data().DataError(f'{data.name}: {len(train)} training images do not fill a batch of {bs}')
+    if len(train) < bs: raise DataError(f'{data.name}: {len(train)} training images do not fill a batch of {bs}')
     ours = Feed(medlearn_loaders(data, bs, device).train, device)
     plain = lambda **kw: Feed(pytorch_loader(train, bs, True, shuffle=True, **kw), device)
     return dict(limit=list(ours), medlearn=ours, fastai=Feed(fastai_loaders(data, bs, device, folder).train, device),

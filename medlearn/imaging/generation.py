@@ -22,7 +22,7 @@ from fastai.optimizer import Adam
 from fastai.vision.gan import FixedGANSwitcher,GANLearner,GANTrainer
 from ..data.doors import images_from
 from ..data.images import ImageSet
-from ..foundations.evaluation import _finite
+from ..foundations.evaluation import as_numbers
 from ..foundations.loading import channels_first,TensorLoader,TensorLoaders,to_tensors
 from ..foundations.training import EMA,SkipValidation
 from ..kit.cards import DataError
@@ -103,7 +103,7 @@ def rarest(x:np.ndarray, # numbers drawn, shape (n,)
            within:float=1., # how far away still counts as near
           )->np.ndarray: # bool, shape (n,): which lie near the mode that has fewest
     "What was drawn near the mode that is drawn least"
-    near = abs(_finite(x, 'number')[:, None] - np.asarray(modes)) <= within
+    near = abs(as_numbers(x, 'number')[:, None] - np.asarray(modes)) <= within
     return near[:, near.sum(0).argmin()]
 
 # %% ../../nbs/imaging/05_generation.ipynb #be0844cd
@@ -445,7 +445,7 @@ def frechet(a:np.ndarray, # features, shape (n, d)
     "Fréchet distance, squared as is usual, of two clouds of features (Heusel et al. 2017)"
     d = a.shape[1]
     for v in (a, b):
-        _finite(v, 'feature')
+        as_numbers(v, 'feature')
         if len(v) < d + 1: raise DataError(f'{len(v)} images for a Fréchet distance in {d} dimensions: at least {d + 1} are needed')
     (s1,s2),gap = [np.atleast_2d(np.cov(v, rowvar=False)) for v in (a, b)],a.mean(0) - b.mean(0)
     w,v = np.linalg.eigh(s1)
@@ -459,7 +459,7 @@ def manifold(a:np.ndarray, # features whose manifold is meant, shape (n, d)
             )->np.ndarray: # bool, shape (m,)
     "Which of `b` lie within the distance of some of `a` to its k-th neighbour (Kynkäänniemi et al. 2019)"
     from scipy.spatial.distance import cdist
-    _finite(a, 'feature'),_finite(b, 'feature')
+    as_numbers(a, 'feature'),as_numbers(b, 'feature')
     if len(a) <= k: raise DataError(f'{len(a)} images for a manifold of {k} neighbours: at least {k + 1} are needed')
     radius = np.partition(cdist(a, a), k, axis=1)[:, k]
     return (cdist(b, a) <= radius).any(1)
@@ -487,7 +487,7 @@ def closeness(images:np.ndarray, # shape (n, ...)
              )->np.ndarray: # shape (n,), from 0, a copy, to 1
     "Distance to the nearest training image over that to the nearest of another patient"
     if images.shape[1:] != train.shape[1:]: raise DataError(f'images of shape {images.shape[1:]} against training images of shape {train.shape[1:]}: resize them')
-    _finite(images, 'pixel'),_finite(train, 'pixel of a training image')
+    as_numbers(images, 'pixel'),as_numbers(train, 'pixel of a training image')
     who = torch.as_tensor(np.unique(np.arange(len(train)) if groups is None else groups, return_inverse=True)[1])
     def flat(v): return torch.as_tensor(v.reshape(len(v), -1)).float()/255
     def ratio(d):

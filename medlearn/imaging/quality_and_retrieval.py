@@ -15,7 +15,7 @@ from torch import Tensor,nn
 from fastai.callback.core import Callback
 from ..data.images import ImageSet
 from ..data.phantom import backproject,project
-from ..foundations.evaluation import _finite,_judged,_truth,mean_interval
+from ..foundations.evaluation import as_numbers,check_scores,as_truth,mean_interval
 from ..foundations.training import small_cnn
 from ..kit.cards import DataError
 
@@ -118,7 +118,7 @@ def cuts_for(y:np.ndarray, # which faults, shape (n, k)
              specificity:float=.9, # wanted of each
             )->np.ndarray: # shape (k,): call what lies above
     "The cut of each fault that leaves pictures without it alone, at a given specificity"
-    y,p,_ = _judged(y, p, both=False)
+    y,p,_ = check_scores(y, p, both=False)
     need = math.ceil(1/(1 - specificity) - 1e-9)
     few = [k for k,c in enumerate(y.T) if (~c).sum() < need]
     if few: raise DataError(f'fault {few[0]}: {(~y[:, few[0]]).sum()} images are without it, a specificity of {specificity:g} needs at least {need}. '
@@ -131,7 +131,7 @@ def share_interval(hit:np.ndarray, # bool, one an image
                   )->tuple: # share, low, high
     "Share with its exact binomial 95 % interval, as if each patient were a single trial"
     from scipy.stats import beta
-    hit = _truth(hit, 'hit').astype(float)
+    hit = as_truth(hit, 'hit').astype(float)
     n = len(hit) if groups is None else len(np.unique(groups))
     if n < 5: raise DataError(f'{n} patients: an interval over patients needs at least 5. Add patients, or leave the interval out.')
     k = hit.mean()*n
@@ -149,7 +149,7 @@ def sensitivity(says, # function: images -> probabilities, shape (n, kinds)
     rows = []
     for k,name in enumerate(kinds):
         for s in strengths:
-            found = _finite(says(degrade(data.images, name, s, seed))[:, k], 'probability') > cuts[k]
+            found = as_numbers(says(degrade(data.images, name, s, seed))[:, k], 'probability') > cuts[k]
             rows.append([name, s, *share_interval(found, data.groups)])
     return pd.DataFrame(rows, columns=['kind', 'strength', 'value', 'low', 'high'])
 
@@ -361,7 +361,7 @@ def longest_diameter(mask:np.ndarray, # one slice, bool, shape (h, w)
     "Largest width of a mask over all directions, from rim to rim of its pixels"
     turn = np.arange(angles)*np.pi/angles
     way = np.stack([np.sin(turn), np.cos(turn)])
-    mask = _truth(mask, 'mask')
+    mask = as_truth(mask, 'mask')
     return float((np.ptp(np.argwhere(mask)@way, axis=0) + abs(way).sum(0)).max()*mm) if np.any(mask) else 0.
 
 # %% ../../nbs/imaging/06_quality_and_retrieval.ipynb #924b1dee
@@ -370,7 +370,7 @@ def category(change:np.ndarray, # relative: -0.3 is 30 % less
              high:float=.2, # progression at this or more
             )->np.ndarray: # "response", "stable" or "progression"
     "Categories of change in the manner of RECIST"
-    change = _finite(change, 'change')
+    change = as_numbers(change, 'change')
     return np.select([change <= low, change >= high], ['response', 'progression'], 'stable')
 
 # %% ../../nbs/imaging/06_quality_and_retrieval.ipynb #fb5a67bb

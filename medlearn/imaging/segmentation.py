@@ -16,7 +16,7 @@ from ..data.masks import MaskSet
 from ..data.doors import scans_from
 from ..kit.plots import show_images
 from ..foundations.agreement import dice,hausdorff95,iou
-from ..foundations.evaluation import _finite,mean_interval
+from ..foundations.evaluation import as_numbers,mean_interval
 from ..foundations.loading import channels_first,tensor_loaders
 from ..foundations.training import EMA,one_cycle
 from ..kit.cards import DataError
@@ -41,7 +41,7 @@ def score_masks(pred:np.ndarray, # class numbers, shape (n, *spatial)
                )->pd.DataFrame: # one row per image and class other than the background
     "Pixels, Dice, IoU and Hausdorff distance of each image; in mm where the spacing is known, else in pixels"
     if pred.shape != data.masks.shape: raise DataError(f'{data.name}: predictions of shape {pred.shape}, the reference of {data.masks.shape}')
-    _finite(pred, 'class', of=data.name)
+    as_numbers(pred, 'class', of=data.name)
     rows = []
     for i,(p,t) in enumerate(zip(pred, data.masks)):
         who,mm = i if data.groups is None else data.groups[i], 1. if data.spacing is None else tuple(data.spacing[i])
@@ -101,7 +101,7 @@ def decide(prob:np.ndarray, # class probabilities, shape (n, classes, *spatial)
            more:float=0, # evidence wanted to leave the background, as the logarithm of the odds
           )->np.ndarray: # class numbers, uint8, shape (n, *spatial)
     "The class of each pixel"
-    z = np.log(np.maximum(_finite(prob, 'probability'), 1e-7))
+    z = np.log(np.maximum(as_numbers(prob, 'probability'), 1e-7))
     z[:, 0] += more
     return z.argmax(1).astype(np.uint8)
 
@@ -271,7 +271,7 @@ def predict_masks(learn:Learner, # from `mask_learner`, trained
         x = dl.prepare(x.to(dl.device))
         views = [model(x.flip(m) if m else x).softmax(1) for m in mirrors]
         res.append(sum(v.flip(m) if m else v for v,m in zip(views, mirrors))/len(views))
-    return _finite(torch.cat(res).float().cpu().numpy(), 'probability')
+    return as_numbers(torch.cat(res).float().cpu().numpy(), 'probability')
 
 # %% ../../nbs/imaging/03_segmentation.ipynb #28cca2d4
 def show_outlines(data:MaskSet, # one split
@@ -309,7 +309,7 @@ def found(pred:np.ndarray, # class numbers, shape (n, h, w)
          )->pd.DataFrame: # one row per object
     "How much of each true object was found; and its Dice with itself, moved by one pixel"
     from skimage.measure import label
-    _finite(pred, 'class', of=data.name)
+    as_numbers(pred, 'class', of=data.name)
     rows = []
     for i,(p,t) in enumerate(zip(pred, data.masks)):
         objects = data.instances[i].astype(int) if data.instances is not None else label(t)

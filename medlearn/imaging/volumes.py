@@ -18,7 +18,7 @@ from ..data.images import ImageSet
 from ..data.outlines import contours,lidc_masks,lidc_readings,Mask
 from ..data.splits import split_by_group
 from ..data.scans import window
-from ..foundations.evaluation import _alike,_finite,mean_interval
+from ..foundations.evaluation import check_alike,as_numbers,mean_interval
 from ..foundations.loading import tensor_loaders
 from ..foundations.training import EMA,one_cycle
 from .segmentation import MaskLoss,Padded,score_masks,tiled
@@ -123,7 +123,7 @@ def agreement(reference:np.ndarray, # one measurement of each case
               found:np.ndarray, # the other
              )->tuple: # bias (found - reference), lower and upper limit of agreement
     "Bias and 95 % limits of agreement (Bland and Altman 1986)"
-    _alike(_finite(found, 'what was found'), _finite(reference, 'the reference'))
+    check_alike(as_numbers(found, 'what was found'), as_numbers(reference, 'the reference'))
     d = np.asarray(found, dtype=float) - np.asarray(reference, dtype=float)
     if len(d) < 2: raise DataError(f'{len(d)} cases: limits of agreement need two at least')
     return float(d.mean()), float(d.mean() - 1.96*d.std(ddof=1)), float(d.mean() + 1.96*d.std(ddof=1))

@@ -13,7 +13,7 @@ from html import escape
 from math import isfinite,isnan
 from numbers import Number
 from types import SimpleNamespace
-from . import fetch
+from . import cards,fetch
 from .machine import commit,processor,versions
 
 # %% ../../nbs/kit/04_chapter.ipynb #8e96bd42
@@ -156,7 +156,7 @@ def check_source(source:str, # of a claim's bound
     kind,_,rest = (part.strip() for part in source.partition(':'))
     if kind == 'definition': return kind
     if kind == 'card':
-        if rest.split(',')[0] not in fetch.cards(): raise bad('names no data card')
+        if rest.split(',')[0] not in cards.cards(): raise bad('names no data card')
         return kind
     if kind == 'here':
         if any(rest == n or rest.startswith(n + ',') for n in _named): return kind

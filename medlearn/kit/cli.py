@@ -11,13 +11,13 @@ import os,signal,sys
 from pathlib import Path
 from typing import Annotated
 from typer import Argument,Context,echo,Exit,Option,Typer
-from . import runner
-from .console import (_console,_follow,_Group,_show_bench,show_results,show_sabotage,show_slowest,
-                                  _table)
-from .doctor import ailments,_facts,lacking,requirements
+from . import catalog,runner
+from .console import (terminal,follow,Sentences,show_bench,show_results,show_sabotage,show_slowest,
+                                  show_table)
+from .doctor import ailments,machine_facts,lacking,requirements
 
 # %% ../../nbs/kit/19_cli.ipynb #c7dbaac6
-_typer = dict(cls=_Group, no_args_is_help=True, add_completion=False, rich_markup_mode=None,
+_typer = dict(cls=Sentences, no_args_is_help=True, add_completion=False, rich_markup_mode=None,
               pretty_exceptions_enable=False)
 app = Typer(help='The executable textbook of deep learning for medicine.', **_typer)
 data = Typer(help='Data cards, downloads and their digests.', **_typer)
@@ -49,23 +49,23 @@ def list_chapters(as_json:_AsJson=False, # JSON instead of a table?
                   nbs:_Nbs=None, # notebooks instead of the course's
                  ):
     "List the chapters, in reading order, the appendix last."
-    found = sorted(runner.chapters(nbs).items(), key=lambda nv: nv[0].startswith('kit/'))
-    rows = [dict(name=name, path=str(path), **runner.describe(path)) for name,path in found]
-    if not as_json: return _table(_console(), None, dict(name='chapter', title='title', promise='promise'), rows)
+    found = sorted(catalog.chapters(nbs).items(), key=lambda nv: nv[0].startswith('kit/'))
+    rows = [dict(name=name, path=str(path), **catalog.describe(path)) for name,path in found]
+    if not as_json: return show_table(terminal(), None, dict(name='chapter', title='title', promise='promise'), rows)
     echo(runner.to_json([{k: row[k] for k in ('name', 'path', 'title', 'parameters')} for row in rows]), nl=False)
 
 # %% ../../nbs/kit/19_cli.ipynb #f72a558f
 def _params(given):
     "name -> text, from KEY=VALUE"
     bad = [f'-p {text}: write it as KEY=VALUE' for text in given or [] if '=' not in text]
-    if bad: raise runner.WrongUsage('; '.join(bad))
+    if bad: raise catalog.WrongUsage('; '.join(bad))
     return dict(text.split('=', 1) for text in given or [])
 
 # %% ../../nbs/kit/19_cli.ipynb #bdcf6b17
 def check_device(device:str # "cpu", "cuda", or None
                 )->None:
     "Refuse a device that is not there, before anything runs"
-    if device not in (None, 'cpu', 'cuda'): raise runner.WrongUsage(f'--device {device}: it is cpu or cuda')
+    if device not in (None, 'cpu', 'cuda'): raise catalog.WrongUsage(f'--device {device}: it is cpu or cuda')
     if device != 'cuda': return
     from medlearn.kit.machine import gpu_at_hand
     why = 'this machine shows no NVIDIA GPU'
@@ -73,7 +73,7 @@ def check_device(device:str # "cpu", "cuda", or None
         import torch
         if torch.cuda.is_available(): return
         why = 'PyTorch cannot use the GPU of this machine (medlearn doctor says more)'
-    raise runner.WrongUsage(f'--device cuda: {why}. Leave the option out to run on the processor.')
+    raise catalog.WrongUsage(f'--device cuda: {why}. Leave the option out to run on the processor.')
 
 # %% ../../nbs/kit/19_cli.ipynb #047f54ca
 @app.command()
@@ -93,8 +93,8 @@ def run(chapter:_Chapters=None, # names; none: all
         nbs:_Nbs=None, # notebooks instead of the course's
        ):
     "Run chapters and check their claims."
-    if timeout is not None and not timeout > 0: raise runner.WrongUsage(f'--timeout {timeout:g}: a limit is more than 0 seconds')
-    if cluster and jobs: raise runner.WrongUsage('--jobs and --cluster: how many run at once is up to the cluster')
+    if timeout is not None and not timeout > 0: raise catalog.WrongUsage(f'--timeout {timeout:g}: a limit is more than 0 seconds')
+    if cluster and jobs: raise catalog.WrongUsage('--jobs and --cluster: how many run at once is up to the cluster')
     work = runner.plan(chapter or (), profile, seed or (), _params(param), folder=nbs, sabotage=sabotage)
     check_device(device)
     out = runner.run_folder(out, resume)
@@ -104,7 +104,7 @@ def run(chapter:_Chapters=None, # names; none: all
     options = dict(timeout=timeout, resume=resume, kept=cache, device=device)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with _follow(_console(), len(work), kept) as tell:
+        with follow(terminal(), len(work), kept) as tell:
             if cluster:
                 from medlearn.kit.cluster import run_on
                 rows = run_on(work, out, cluster, tell=tell, allow_versions=versions, **options)
@@ -138,16 +138,16 @@ def measure(chapter:_Some=None, # names
            ):
     "Run full profiles for the record, data/figures; interrupted, the same command goes on."
     from medlearn.kit import figures as f,measure as m
-    if (f.data_folder().name == '_data') and not nbs: raise runner.WrongUsage('measure writes into a checkout: install medlearn from one, pip install -e')
-    if not chapter and not stale: raise runner.WrongUsage('measure: name chapters, or say --stale')
-    among = runner.chapters(nbs)
-    names = runner.choose(chapter or (), among)
+    if (f.data_folder().name == '_data') and not nbs: raise catalog.WrongUsage('measure writes into a checkout: install medlearn from one, pip install -e')
+    if not chapter and not stale: raise catalog.WrongUsage('measure: name chapters, or say --stale')
+    among = catalog.chapters(nbs)
+    names = catalog.choose(chapter or (), among)
     if stale: names = [n for n in names if m.state(n, among[n])['state'] == 'changed since']
     work = [job for n in names for job in m.to_measure(n, seed or (), _params(param), nbs=nbs)]
     kinds,out = [k for k in sabotage.split(',') if k],runner.run_folder(out or Path('runs/measure'))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with _follow(_console(), len(work), {}) as tell: broken = m.measure(work, out, kinds, fresh=fresh, tell=tell, nbs=nbs)
+        with follow(terminal(), len(work), {}) as tell: broken = m.measure(work, out, kinds, fresh=fresh, tell=tell, nbs=nbs)
     except KeyboardInterrupt:
         echo('\nmedlearn: interrupted. What was finished is on record; the same command goes on from there.', err=True)
         raise Exit(130) from None
@@ -161,13 +161,13 @@ def figures(chapter:_Chapters=None, # names; none: all
            ):
     "List which chapters' figures are on record, and which are stale."
     from medlearn.kit.measure import state
-    among = runner.chapters(nbs)
-    rows = [state(n, among[n]) for n in runner.choose(chapter or (), among) if n.split('/')[0] != 'kit']
+    among = catalog.chapters(nbs)
+    rows = [state(n, among[n]) for n in catalog.choose(chapter or (), among) if n.split('/')[0] != 'kit']
     table = [r | dict(since=', '.join(r['since']), unshaken=len(r['unshaken']) or None) for r in rows]
     columns = dict(chapter='chapter', state='state', runs='runs', date='date', since='changed since', unshaken='claims nothing fells')
-    _table(_console(), None, columns, table)
+    show_table(terminal(), None, columns, table)
     unshaken = [dict(chapter=r['chapter'], claim=c) for r in rows for c in r['unshaken']]
-    _table(_console(), 'Claims that no sabotage fells', dict(chapter='chapter', claim='claim'), unshaken)
+    show_table(terminal(), 'Claims that no sabotage fells', dict(chapter='chapter', claim='claim'), unshaken)
 
 # %% ../../nbs/kit/19_cli.ipynb #43499889
 @app.command()
@@ -195,7 +195,7 @@ def lab(context:Context, # what goes on to JupyterLab
     from medlearn.kit.lab import open_lab,open_source,working_copy
     wanted = dict(jupyterlab='lab') | (dict(nbdev='dev') if source else {})
     lacks = [f'"{r["name"]}{r["spec"]}"' for r in requirements() if wanted.get(r['name']) == r['extra'] and not find_spec(r['name'])]
-    if lacks: raise runner.WrongUsage(f'lab: JupyterLab or nbdev is missing: {sys.executable} -m pip install {" ".join(lacks)}')
+    if lacks: raise catalog.WrongUsage(f'lab: JupyterLab or nbdev is missing: {sys.executable} -m pip install {" ".join(lacks)}')
     if source: return open_source(context.args)
     new,older = working_copy(folder)
     if new: echo(f'Copied to {folder.absolute()}: {len(new)} notebooks')
@@ -208,7 +208,7 @@ def data_list():
     "List the data cards."
     from medlearn.kit.cards import cards
     rows = [vars(c) | dict(data='simulated' if c.simulated else 'real') for c in cards().values()]
-    _table(_console(), None, {k: k for k in 'name title modality licence data'.split()}, rows)
+    show_table(terminal(), None, {k: k for k in 'name title modality licence data'.split()}, rows)
 
 # %% ../../nbs/kit/19_cli.ipynb #f412fb9d
 @data.command('card')
@@ -234,7 +234,7 @@ def data_verify(name:_AnyName=None, # of the card; none: all
     "Check the cached files against their digests; status 1 if one is bad."
     from medlearn.kit.fetch import verify
     rows = verify(name)
-    _table(_console(), None, dict(name='name', file='file', state='state'), rows)
+    show_table(terminal(), None, dict(name='name', file='file', state='state'), rows)
     raise Exit(int(any(r['state'] == 'bad' for r in rows)))
 
 # %% ../../nbs/kit/19_cli.ipynb #b2eb9035
@@ -243,12 +243,10 @@ def data_check(path:Annotated[Path, Argument(help='A file or folder of your own.
                as_json:Annotated[bool, Option('--json', help='A JSON object instead of a table.')]=False, # JSON?
               ):
     "Say what your data are, how they are read, what should worry, and which chapters take them; status 1 if they are refused."
-    from importlib import import_module
-    doors = import_module('medlearn.data.doors')
-    found = doors.check(path)
+    found = catalog.tool('data.check')(path)
     if as_json: echo(runner.to_json(found), nl=False)
-    else: _table(_console(), None, dict(what='', found=''), [dict(what=k, found=v) for k,v in found.items()])
-    raise Exit(int(isinstance(found, doors.NotRead)))
+    else: show_table(terminal(), None, dict(what='', found=''), [dict(what=k, found=v) for k,v in found.items()])
+    raise Exit(int(found.refused))
 
 # %% ../../nbs/kit/19_cli.ipynb #897b42a1
 _Sides = Annotated[list[int], Option('--size', min=16, help='Pixels a side; repeatable; default: 28 and 64.')]
@@ -273,12 +271,11 @@ def bench(as_json:Annotated[bool, Option('--json', help='JSON instead of tables.
           out:_File=None, # file for the JSON
          ):
     "Measure the loader against the limit and its peers, and the time to a good network."
-    if only not in (None, 'throughput', 'quality'): raise runner.WrongUsage(f'--only {only}: it is throughput or quality')
-    from medlearn.kit import bench as b
-    result = b.bench(dataset, size or (28, 64), repeats, images, runs, minutes, only, tell=lambda line: echo(line, err=True))
+    if only not in (None, 'throughput', 'quality'): raise catalog.WrongUsage(f'--only {only}: it is throughput or quality')
+    result = catalog.tool('bench')(dataset, size or (28, 64), repeats, images, runs, minutes, only, tell=lambda line: echo(line, err=True))
     if out: out.write_text(runner.to_json(result), encoding='utf-8')
     if as_json: echo(runner.to_json(result), nl=False)
-    else: _show_bench(result)
+    else: show_bench(result)
 
 # %% ../../nbs/kit/19_cli.ipynb #8acc5028
 @app.command()
@@ -287,7 +284,7 @@ def doctor():
     wrong = lacking()
     if not wrong:
         wrong = ailments()
-        _table(_console(), None, dict(name='', value=''), _facts())
+        show_table(terminal(), None, dict(name='', value=''), machine_facts())
     lacks = [r for r in requirements() if r['extra'] and not r['ok']]
     for extra in dict.fromkeys(r['extra'] for r in lacks):
         names = ' '.join(f'"{r["name"]}{r["spec"]}"' for r in lacks if r['extra'] == extra)

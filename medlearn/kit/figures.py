@@ -13,7 +13,7 @@ from functools import lru_cache
 from html import escape
 from pathlib import Path
 import medlearn
-from . import runner
+from . import catalog,runner
 from .code import code_of
 
 # %% ../../nbs/kit/07_figures.ipynb #6339152d
@@ -172,7 +172,7 @@ def short_parameters(params:dict, # of a run
 def _chosen(record, name, path, params):
     "Runs of a record that kept `name`, for the default parameters or those asked for"
     if params.get('dataset'): params = short_parameters(params, {})
-    if params.get('dataset') == runner.describe(path)['parameters'].get('dataset'): params = {k: v for k,v in params.items() if k != 'dataset'}
+    if params.get('dataset') == catalog.describe(path)['parameters'].get('dataset'): params = {k: v for k,v in params.items() if k != 'dataset'}
     fits = [r for r in record['runs'] if r['parameters'].get('dataset') == params.get('dataset')
             and all(r['parameters'].get(k) == v for k,v in params.items())]
     kept = dict.fromkeys(n for r in fits for n in r['kept'])
@@ -194,8 +194,8 @@ def reached(name:str, # as in `keep`
     "Show what full runs kept under a name: the mean and range over the seeds, and how it was measured"
     chapter = chapter or _this_chapter()
     if not chapter: raise RecordError('reached: run the cell with "#| default_exp" first, or say chapter="part/topic"')
-    path,record = runner.chapters(nbs).get(chapter),read_record(chapter, folder)
-    if not path: raise RecordError(f'no chapter is called {chapter!r}; nearest: {runner.nearest(chapter, runner.chapters(nbs))}')
+    path,record = catalog.chapters(nbs).get(chapter),read_record(chapter, folder)
+    if not path: raise RecordError(f'no chapter is called {chapter!r}; nearest: {catalog.nearest(chapter, catalog.chapters(nbs))}')
     runs = _chosen(record, name, path, params | (dict(dataset=dataset) if dataset else {})) if record else []
     if not runs:
         of = f' -p dataset={Path(dataset).name}' if dataset else ''
@@ -248,7 +248,7 @@ def fell(chapter:str=None, # "part/topic"; default: the one that runs
     word = lambda s,c: {True: 'holds', False: 'falls', None: 'not reached'}[s['holds'].get(c)]
     rows = [[c, *(word(s, c) for s in tried)] for c in names]
     line = ', '.join(f'{s["profile"]} profile, seed {s["seed"]}, {s["date"]}' for s in tried[:1])
-    path = runner.chapters().get(chapter)
+    path = catalog.chapters().get(chapter)
     since = list(dict.fromkeys(c for s in tried for c in changed(s, path))) if path else []
     return _shown((['claim', *(f'{s["kind"]} sabotaged' for s in tried)], rows), line, since)
 
@@ -265,7 +265,7 @@ def published(table:str, # "medmnist", ...
     "What others have published on a data set"
     import pandas as pd
     found = _published()
-    if table not in found: raise RecordError(f'data/published.toml has no table {table!r}; nearest: {runner.nearest(table, found)}')
+    if table not in found: raise RecordError(f'data/published.toml has no table {table!r}; nearest: {catalog.nearest(table, found)}')
     t = found[table]
     df = pd.DataFrame(t['sets'].get(data, {}), index=t['metrics']).T.rename_axis('model')
     df.attrs = {k: t[k] for k in ('source', 'protocol', 'differs')}

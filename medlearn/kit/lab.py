@@ -8,7 +8,7 @@ __all__ = ['working_copy', 'lab_settings', 'open_lab', 'strip_on_save', 'open_so
 # %% ../../nbs/kit/22_lab.ipynb #16c79e2f
 import base64,hashlib,json,os,re
 from pathlib import Path
-from . import runner
+from . import catalog
 from .figures import data_folder
 from .workers import write_whole
 
@@ -43,15 +43,15 @@ def _inward(cell, folder, home):
 def _home(nbs=None):
     "Folder of the course's notebooks"
     if nbs: return Path(nbs).absolute()
-    return next(iter(runner.chapters().values())).parent.parent
+    return next(iter(catalog.chapters().values())).parent.parent
 
 def working_copy(folder:Path, # of the copies; made where it is missing
                  nbs:Path=None, # folder of PART/NN_topic.ipynb; default: the course's own
                 )->tuple: # names of those copied now, and of those whose text the course has changed since
     "Copy the front page and the chapters that are not there yet, and leave those that are"
     folder,home,new,older = Path(folder).absolute(),_home(nbs),[],[]
-    if folder.resolve().is_relative_to(home.resolve()): raise runner.WrongUsage(f'{folder} holds the course itself: choose another folder for your copy')
-    for path in filter(Path.is_file, [home/'index.ipynb', *runner.chapters(home).values()]):
+    if folder.resolve().is_relative_to(home.resolve()): raise catalog.WrongUsage(f'{folder} holds the course itself: choose another folder for your copy')
+    for path in filter(Path.is_file, [home/'index.ipynb', *catalog.chapters(home).values()]):
         name = path.relative_to(home)
         own,nb = folder/name,json.loads(path.read_text(encoding='utf-8'))
         if os.path.lexists(own):
@@ -113,5 +113,5 @@ def open_source(words=() # further options of `jupyter lab`
                )->None:
     "Start JupyterLab on the course's own notebooks, until it is stopped"
     home = _home()
-    if home.name == '_nbs': raise runner.WrongUsage('--source edits a checkout: install medlearn from one, pip install -e')
+    if home.name == '_nbs': raise catalog.WrongUsage('--source edits a checkout: install medlearn from one, pip install -e')
     open_lab(home, [f'--ContentsManager.pre_save_hook={__name__}.strip_on_save', *words])

@@ -8,7 +8,7 @@ __all__ = ['wanted', 'named_commit', 'to_run', 'put', 'put_sabotage', 'state', '
 # %% ../../nbs/kit/14_measure.ipynb #dbba675e
 import ast,base64,hashlib,re,threading
 from pathlib import Path
-from . import runner
+from . import catalog,runner
 from .code import code_of
 from .figures import FORMAT,RecordError,changed,read_record,record_path,short_parameters,write_record
 
@@ -25,7 +25,7 @@ def wanted(path:Path # a chapter's notebook
           )->dict: # seeds, runs (list of parameters), why
     "What a chapter wants to be measured on"
     found = dict(seeds=(1, 2, 3), runs=[{}], why='')
-    for c in runner._cells(path):
+    for c in catalog.cells_of(path):
         code = ''.join(c['source'])
         if c['cell_type'] != 'code' or not re.search(r'(?m)^measured = dict\((?:seeds|runs|why)=', code): continue
         node = next(s.value for s in ast.parse(code).body if isinstance(s, ast.Assign) and s.targets[0].id == 'measured')
@@ -66,7 +66,7 @@ def to_run(row:dict, # a record of `runner.run_one`
     if twice: raise RecordError(f'{row["chapter"]} keeps two results under one name: {twice[0]!r}')
     keys,code = 'commit device gpu processor threads seconds peak_mb versions status'.split(),code_of(path)
     row = row | dict(commit=named_commit(row.get('commit'), path, code))
-    return dict(parameters=short_parameters(row['parameters'], runner.describe(path)['parameters']), seed=row['seed'], date=row['started'][:10],
+    return dict(parameters=short_parameters(row['parameters'], catalog.describe(path)['parameters']), seed=row['seed'], date=row['started'][:10],
                 **{k: row.get(k) for k in keys if row.get(k) is not None}, inputs=row['data'], code=code,
                 claims=[_tidy(c) for c in row['claims']],
                 kept={k['name']: {x: v for x,v in k.items() if x != 'name'} for k in kept})
@@ -151,7 +151,7 @@ def to_measure(chapter:str, # "part/topic"
                nbs:Path=None, # of notebooks; default: the course's own
               )->list: # of `runner.Job`
     "The full runs that fill a chapter's record"
-    path = runner.chapters(nbs)[runner.choose([chapter], runner.chapters(nbs))[0]]
+    path = catalog.chapters(nbs)[catalog.choose([chapter], catalog.chapters(nbs))[0]]
     want = wanted(path)
     text = lambda v: v if isinstance(v, str) else repr(v)
     runs = [{k: text(v) for k,v in r.items()} for r in want['runs']]
@@ -167,7 +167,7 @@ def up_to_date(job, # a `runner.Job`
               )->bool: # is this run on record, measured with today's code?
     "Need a run not be measured again?"
     record = read_record(job.chapter, folder)
-    short = short_parameters(job.parameters, runner.describe(job.path)['parameters'])
+    short = short_parameters(job.parameters, catalog.describe(job.path)['parameters'])
     same = [r for r in (record or {}).get('runs', []) if (r['parameters'], r['seed']) == (short, job.seed)]
     return bool(same) and not changed(same[0], job.path)
 

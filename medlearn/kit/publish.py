@@ -10,7 +10,7 @@ import json,re
 from configparser import ConfigParser
 from pathlib import Path
 import medlearn
-from . import runner
+from . import catalog,runner
 
 # %% ../../nbs/kit/20_publish.ipynb #e8eaa66c
 def address(root:Path=None, # the checkout; default: the one that is imported
@@ -18,7 +18,7 @@ def address(root:Path=None, # the checkout; default: the one that is imported
     "Where the course says it can be had"
     conf,file = ConfigParser(),Path(root or Path(medlearn.__file__).parent.parent)/'settings.ini'
     if not conf.read(file, encoding='utf-8'):
-        raise runner.WrongUsage(f'{file} is not there: the address stands in a checkout of medlearn')
+        raise catalog.WrongUsage(f'{file} is not there: the address stands in a checkout of medlearn')
     found = {k: conf['DEFAULT'][k] for k in ('user', 'repo', 'branch')}
     return found | dict(published='_' not in found['user'])
 
@@ -49,7 +49,7 @@ def setup_cell(extras:str='', # "[imaging,formats]", or nothing
 # %% ../../nbs/kit/20_publish.ipynb #1ad21f09
 def _checked(user, repo, branch):
     "Refuse names that cannot be an address"
-    bad = lambda what,name,why: runner.WrongUsage(f'--{what} {name}: {why}')
+    bad = lambda what,name,why: catalog.WrongUsage(f'--{what} {name}: {why}')
     if not re.fullmatch(r'[A-Za-z0-9](?:[A-Za-z0-9-]{0,37}[A-Za-z0-9])?', user):
         raise bad('user', user, 'an account has letters, digits and single hyphens, 39 at most')
     if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._-]{0,99}', repo): raise bad('repo', repo, 'a repository has letters, digits, dots, hyphens')

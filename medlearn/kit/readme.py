@@ -7,10 +7,9 @@ __all__ = ['parts', 'paths', 'relink', 'as_markdown', 'about', 'contents', 'minu
 
 # %% ../../nbs/kit/21_readme.ipynb #a31e79d3
 import json,math,posixpath,re,tomllib
-from importlib import import_module
 from pathlib import Path
 import medlearn
-from . import runner
+from . import catalog
 
 # %% ../../nbs/kit/21_readme.ipynb #9174bb04
 def relink(text:str, # Markdown
@@ -43,7 +42,7 @@ def about(path:Path # of a chapter's notebook
     said = lambda pattern: next((m[1] for p in row if (m := re.match(pattern, p))), '')
     told = lambda what: next(iter(re.findall(rf'(?s)\*\*{what}:?\*\*:?(.*?)(?=\n\*\*|\Z)', first)), '')
     one_line = lambda text: re.sub(r'\s+', ' ', re.sub(r'(?m)^- ', '', text)).strip()
-    return {k: v for k,v in runner.describe(path).items() if k != 'parameters'} | dict(
+    return {k: v for k,v in catalog.describe(path).items() if k != 'parameters'} | dict(
         smoke=said(r'(?:smoke[^:]*: )?(.*) on two CPU cores'), full=said(r'full: (.*?) there'),
         data=re.sub(r'\s*\([^)]*\)', '', said('data: (.*)')), needs=one_line(told('You need')), afterwards=one_line(told('Afterwards you can')))
 
@@ -62,7 +61,7 @@ def _row(path, takes):
 def contents(nbs:Path # folder of the notebooks
             )->str: # Markdown; links count from `nbs`
     "The table of contents: what the chapters say of themselves, and which data of one's own they take"
-    found,kinds = runner.chapters(nbs),import_module('medlearn.data.doors').kinds
+    found,kinds = catalog.chapters(nbs),catalog.tool('data.kinds')
     takes = lambda name: [k.replace('_', ' ') for k,v in kinds.items() if name in v.chapters]
     res = []
     for part in dict.fromkeys(n.split('/')[0] for n in found):
@@ -106,7 +105,7 @@ def _known(name, found, who):
 def reading_paths(nbs:Path # folder of the notebooks
                  )->str: # Markdown; links count from `nbs`
     "The reading paths: whom for, chapters in order, minutes, what one can do afterwards"
-    found,res = runner.chapters(nbs),[]
+    found,res = catalog.chapters(nbs),[]
     for who,(names,can) in paths.items():
         at = [_known(n, found, f'the path "{who}"') for n in names]
         hours = math.ceil(sum(len(t.split()) for p in at for t in _prose(p))/150/30)/2
@@ -120,7 +119,7 @@ def glossary(file:Path, # as data/glossary.toml
              nbs:Path, # folder of the notebooks
             )->str: # Markdown; links count from the folder above `nbs`
     "The terms of the course, in alphabetical order"
-    found,rows = runner.chapters(nbs),[]
+    found,rows = catalog.chapters(nbs),[]
     for term,t in sorted(tomllib.loads(Path(file).read_text(encoding='utf-8')).items(), key=lambda kv: kv[0].casefold()):
         at = _known(t['chapter'], found, term)
         link = f'[{t["chapter"]}]({Path(nbs).name}/{at.parent.name}/{at.name})'

@@ -10,7 +10,7 @@ import gzip,hashlib,json,os,sys,threading
 from functools import lru_cache
 from pathlib import Path
 import medlearn
-from . import code,runner
+from . import catalog,code,machine,runner
 from .machine import environment,for_data,foreign_paths,processor
 from .fetch import cache_dir
 
@@ -22,12 +22,12 @@ _home = Path(medlearn.__file__).parent
 def _course():
     "Digest of all modules and notebooks"
     return _sha([(str(p.relative_to(_home)), p.read_text(encoding='utf-8')) for p in sorted(_home.rglob('*.py'))],
-                {name: p.read_text(encoding='utf-8') for name,p in runner.chapters().items()})
+                {name: p.read_text(encoding='utf-8') for name,p in catalog.chapters().items()})
 
 # %% ../../nbs/kit/13_reuse.ipynb #73af863a
 def _cells(path):
     "Source and tags of the code cells"
-    return [(''.join(c['source']), c['metadata'].get('tags')) for c in runner._cells(path) if c['cell_type'] == 'code']
+    return [(''.join(c['source']), c['metadata'].get('tags')) for c in catalog.cells_of(path) if c['cell_type'] == 'code']
 
 def _figures(chapter, modules):
     "Digest of the recorded figures that a chapter may show"
@@ -75,7 +75,7 @@ def key_parts(job, # a `runner.Job`
     return dict(chapter=job.chapter, cells=_sha(_cells(job.path)), modules=_sha(modules), parameters=job.parameters, profile=job.profile,
                 seed=job.seed, sabotage=job.sabotage, course=_course() if job.chapter.startswith('kit/') else None,
                 figures=_figures(job.chapter, modules), cards=_cards(), data=runner.own_data(job), packages=_installed(),
-                python=sys.version, processor=processor(), threads=str(whole.get('OMP_NUM_THREADS', runner.cores())),
+                python=sys.version, processor=processor(), threads=str(whole.get('OMP_NUM_THREADS', machine.cores())),
                 device=_device(device), environment=env)
 
 # %% ../../nbs/kit/13_reuse.ipynb #821ea9d8
@@ -135,7 +135,7 @@ class Kept:
             data = path.read_bytes()
             if hashlib.sha256(data[64:]).hexdigest().encode() != data[:64]: raise ValueError('its digest is wrong')
             entry = json.loads(gzip.decompress(data[64:]))
-            order = dict(parameters=job.parameters, own=runner.describe(job.path)['parameters'].get('dataset'))
+            order = dict(parameters=job.parameters, own=catalog.describe(job.path)['parameters'].get('dataset'))
             today = json.loads(json.dumps(for_data(_notebook(job.path), order)))
             nb = entry['notebook'] | dict(cells=_woven(today['cells'], entry['notebook']['cells']))
         except (OSError, ValueError, KeyError, TypeError, EOFError) as e:

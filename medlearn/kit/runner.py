@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import isfinite
 from pathlib import Path
-from .catalog import _cells,chapters,choose,dataset_path,describe,nearest,parse,_rank,WrongUsage
+from .catalog import cells_of,chapters,choose,dataset_path,describe,nearest,parse,rank,WrongUsage
 from .machine import cores,foreign_paths,threads_of
 from .workers import Crew,process,write_whole
 
@@ -41,8 +41,8 @@ class Job:
 def files_of(path:Path # of a reader's own data
             )->dict: # name below a folder, or beside a file -> path
     "All files that one path means: of a folder all, of a WFDB record all of its name, of another file its options, NAME.toml"
-    from medlearn.kit.fetch import _folders
-    if path.is_dir(): return {(d/n).relative_to(path).as_posix(): d/n for d,names in _folders(path) for n in names}
+    from medlearn.kit.fetch import walk_folders
+    if path.is_dir(): return {(d/n).relative_to(path).as_posix(): d/n for d,names in walk_folders(path) for n in names}
     if path.suffix in ('', '.hea'): return {p.name: p for p in path.parent.glob('*') if p == path or p.name.startswith(f'{path.stem}.')}
     return {p.name: p for p in (path, path.with_suffix('.toml')) if p.is_file()}
 
@@ -109,7 +109,7 @@ def harvest(notebook:Path # an executed notebook
            )->dict: # run (dict), data (list), claims (list), kept (list), sabotage (list)
     "Facts that a chapter recorded while it ran"
     found = dict(run=[], data=[], claim=[], kept=[], sabotage=[])
-    try: outputs = [o.get('data', {}) for c in _cells(notebook) for o in c.get('outputs', [])]
+    try: outputs = [o.get('data', {}) for c in cells_of(notebook) for o in c.get('outputs', [])]
     except (OSError, ValueError, KeyError, TypeError): outputs = []
     for kind in found:
         facts = [o.get(f'application/vnd.medlearn.{kind}+json') for o in outputs]
@@ -189,7 +189,7 @@ def write_results(out:Path # run folder
                  )->Path: # out/results.json
     "Write `results.json` from the records in a run folder"
     rows = [r for r in map(_read, Path(out).glob('*/*/*.json')) if r]
-    rows.sort(key=lambda r: (_rank(r['chapter'].split('/')[0]), r['chapter'], r['profile'], r['seed'] or 0))
+    rows.sort(key=lambda r: (rank(r['chapter'].split('/')[0]), r['chapter'], r['profile'], r['seed'] or 0))
     return write_whole(Path(out)/'results.json', to_json(dict(runs=rows)))
 
 # %% ../../nbs/kit/12_runner.ipynb #46dbe787

@@ -15,7 +15,7 @@ from torch import Tensor,nn
 from ..data.rhythms import rhythms,rr_features
 from ..data.signals import beats,clean,normalised,plot_ecg,r_peaks,Signals
 from ..data.tracings import faults
-from ..foundations.evaluation import _finite
+from ..foundations.evaluation import as_numbers
 from ..foundations.sequences import (Attend,Max,Mean,Recurrent,SequenceSet,probabilities,read_all,real_steps,
                                             sequence_loaders,sequence_loss)
 from ..foundations.training import class_weights,one_cycle
@@ -271,7 +271,7 @@ def attention_share(s:Signals, # with true peaks and symbols
     "How much weight lies near beats of some kind, and how much an even spread would put there"
     res = np.full((len(s), 2), np.nan)
     for i,w in enumerate(weights):
-        _finite(w, 'weight of a step', of=f'record {i}')
+        as_numbers(w, 'weight of a step', of=f'record {i}')
         own = np.isin(s.symbols[i], list(kind))
         own,others = s.peaks[i][own],s.peaks[i][~own]
         if away and len(others): own = own[abs(own[:, None] - others).min(1) > away*s.rate]

@@ -13,10 +13,10 @@ import numpy as np,pandas as pd,torch,torch.nn.functional as F
 from fastai.learner import Learner
 from torch import Tensor,nn
 from ..data.events import Records
-from ..foundations.evaluation import _finite,resample
+from ..foundations.evaluation import as_numbers,resample
 from ..foundations.sequences import Last,Recurrent,SequenceNet,SequenceSet,read_all,sequence_loaders
 from ..foundations.training import KeepBest,one_cycle
-from ..kit.cards import DataError,_unknown
+from ..kit.cards import DataError,unknown_name
 
 # %% ../../nbs/sequences/01_forecasting.ipynb #53245fd6
 def repeated(records:Records, # of any source
@@ -57,7 +57,7 @@ def _visits(records, variables, unknown='drop'):
     m = records.measurements
     new = ~m.variable.isin(variables)
     if new.any() and unknown != 'drop':
-        raise _unknown(f'{records.name}: not in training, {new.sum()} rows: id {m.id[new].iloc[0]}: variable', str(m.variable[new].iloc[0]), list(variables))
+        raise unknown_name(f'{records.name}: not in training, {new.sum()} rows: id {m.id[new].iloc[0]}: variable', str(m.variable[new].iloc[0]), list(variables))
     m = m[~new]
     bad = ~np.isfinite(pd.to_numeric(m.value, errors='coerce'))
     if bad.any(): raise DataError(f'{records.name}: {m.variable[bad].iloc[0]} of {m.id[bad].iloc[0]} is {str(m.value[bad].iloc[0])!r}, not a number ({bad.sum()} such rows). Leave these rows out.')
@@ -222,7 +222,7 @@ class Scores:
             )->np.ndarray: # shape (1 + draws, horizon, d)
         "Mean over the answers that count"
         ok,parts = self.ok & where,[]
-        _finite(np.where(ok, e, 0), 'error of an answer', groups=self.w.patient)
+        as_numbers(np.where(ok, e, 0), 'error of an answer', groups=self.w.patient)
         for v in (np.where(ok, e, 0), ok):
             sums = np.zeros((self.weights.shape[1], v[0].size))
             np.add.at(sums, self.who, v.reshape(len(v), -1))
@@ -331,7 +331,7 @@ def conformal(band:np.ndarray, # from `forecast`, shape (n, horizon, d, 3)
              )->np.ndarray: # units by which both ends move out, shape (horizon, d); 0 where there is no answer
     "How much wider a band has to be on new people (Romano et al. 2019)"
     known = np.isfinite(w.y) & np.isfinite(w.last)[:, None]
-    _finite(np.where(known[..., None], band, 0), 'band of an answer', groups=w.patient)
+    as_numbers(np.where(known[..., None], band, 0), 'band of an answer', groups=w.patient)
     miss,res = np.maximum(band[..., 1] - w.y, w.y - band[..., 2]),np.zeros(w.y.shape[1:])
     for i in np.ndindex(res.shape):
         e = miss[(slice(None), *i)]
@@ -379,7 +379,7 @@ def after_minus_forecast(w:Windows, # each ends before a change, and its answers
                          variable:str, # which
                         )->pd.DataFrame: # a row a window with an answer: patient, "minus forecast", "minus last value"
     "What came after a change, against what was forecast from before it, and against the last value"
-    if variable not in w.variables: raise _unknown('variable', variable, list(w.variables))
+    if variable not in w.variables: raise unknown_name('variable', variable, list(w.variables))
     j = w.variables.index(variable)
     y = w.y[..., j]
     ok = np.isfinite(y).any(1) & np.isfinite(w.last[:, j])

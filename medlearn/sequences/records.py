@@ -15,8 +15,8 @@ from torch import Tensor,nn
 from fastai.learner import Learner
 from ..data.cohorts import Cohort,Vocabulary
 from ..data.events import Records,stream
-from ..data.hospital import _dates,_day,_mimic,_mimic_files
-from ..foundations.evaluation import _truth
+from ..data.hospital import as_dates,ONE_DAY,mimic_table,mimic_files
+from ..foundations.evaluation import as_truth
 from ..foundations.sequences import Attend,Last,Max,Mean,Recurrent,SequenceNet,SequenceSet,Transformer,sequence_loaders
 from ..foundations.training import KeepBest,one_cycle
 from ..kit.cards import DataError
@@ -26,17 +26,17 @@ def with_past(records:Records, # from `read_mimic`
               folder, # of the same tables
              )->Records: # further events: "before 428" (three digits of ICD-9), and "drug furosemide"
     "Admissions of MIMIC-III with the diagnoses of earlier ones, and the medications of this one"
-    files = _mimic_files(Path(folder).expanduser())
+    files = mimic_files(Path(folder).expanduser())
     dates = ['admittime', 'dischtime']
-    stays = _dates(next(_mimic(files['ADMISSIONS'], ['subject_id', 'hadm_id', *dates])), files['ADMISSIONS'], dates)
+    stays = as_dates(next(mimic_table(files['ADMISSIONS'], ['subject_id', 'hadm_id', *dates])), files['ADMISSIONS'], dates)
     both = stays.merge(stays, on='subject_id', suffixes=('', '_now'))
-    both = both[both.dischtime < both.admittime_now].merge(next(_mimic(files['DIAGNOSES_ICD'], ['hadm_id', 'icd9_code'])).dropna(), on='hadm_id')
-    parts = [pd.DataFrame(dict(id=both.hadm_id_now, time=(both.dischtime - both.admittime_now)/_day, event='before ' + both.icd9_code.str[:3]))]
+    both = both[both.dischtime < both.admittime_now].merge(next(mimic_table(files['DIAGNOSES_ICD'], ['hadm_id', 'icd9_code'])).dropna(), on='hadm_id')
+    parts = [pd.DataFrame(dict(id=both.hadm_id_now, time=(both.dischtime - both.admittime_now)/ONE_DAY, event='before ' + both.icd9_code.str[:3]))]
     if 'PRESCRIPTIONS' in files:
-        drugs = next(_mimic(files['PRESCRIPTIONS'], ['hadm_id', 'startdate', 'drug'])).dropna()
-        drugs = _dates(drugs, files['PRESCRIPTIONS'], ['startdate'])
-        known = drugs.startdate.dt.normalize() + _day
-        parts.append(pd.DataFrame(dict(id=drugs.hadm_id, time=(known - drugs.hadm_id.map(stays.set_index('hadm_id').admittime))/_day, event='drug ' + drugs.drug.str.lower())))
+        drugs = next(mimic_table(files['PRESCRIPTIONS'], ['hadm_id', 'startdate', 'drug'])).dropna()
+        drugs = as_dates(drugs, files['PRESCRIPTIONS'], ['startdate'])
+        known = drugs.startdate.dt.normalize() + ONE_DAY
+        parts.append(pd.DataFrame(dict(id=drugs.hadm_id, time=(known - drugs.hadm_id.map(stays.set_index('hadm_id').admittime))/ONE_DAY, event='drug ' + drugs.drug.str.lower())))
     new = pd.concat(parts).drop_duplicates()
     events = pd.concat([records.events, new[new.id.isin(records.people.index)].dropna()])
     return replace(records, events=events.sort_values(['id', 'time', 'event'], kind='stable', ignore_index=True))
@@ -47,7 +47,7 @@ def censoring_weights(time:np.ndarray, # days to the event or to the end of obse
                       horizon:float, # day up to which the event is asked about
                      )->np.ndarray: # shape (n,): 0 where the answer is not known; their sum is n where somebody is followed to the horizon
     "Inverse-probability-of-censoring weights of yes-or-no answers; they suppose that censoring is independent of the event"
-    t,e = np.asarray(time, dtype=float),_truth(event, 'event')
+    t,e = np.asarray(time, dtype=float),as_truth(event, 'event')
     if not (t >= 0).all(): raise DataError(f'times run from {t.min():g}: they are numbers, 0 or more days after the landmark.')
     lost = ~e & (t < horizon)
     if lost.all(): raise DataError(f'none of {len(t)} people was followed up to day {horizon:g} or had the event before: nothing can be weighted.')

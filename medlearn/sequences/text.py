@@ -21,7 +21,7 @@ from fastai.text.learner import language_model_learner
 from fastai.text.models.awdlstm import AWD_LSTM,awd_lstm_lm_config
 from ..data.entities import entity_counts,entity_f1,to_spans,to_tags
 from ..data.text import mentions,Reports,to_ids,Vocab,words
-from ..foundations.evaluation import _finite,_rows,auroc
+from ..foundations.evaluation import as_numbers,as_weights,auroc
 from ..foundations.sequences import Last,Max,Mean,SequenceNet,SequenceSet,read_all,real_steps,sequence_loaders,sequence_loss
 from ..foundations.training import EMA,KeepBest,one_cycle
 from ..kit.cards import DataError
@@ -262,9 +262,9 @@ def sentence_f1(y, # not used: the counts hold the truth
                 w:np.ndarray=None, # weights, shape (b, n)
                )->np.ndarray: # shape (b,)
     "F1 of whole entities, weighted: a metric for `estimate` and `difference`"
-    counts = _finite(counts, 'count')
+    counts = as_numbers(counts, 'count')
     if not counts[:, 0].any(): raise DataError(f'no true entity in {len(counts)} sentences: there is nothing to find')
-    true,found,right = (_rows(w, counts)@counts).T
+    true,found,right = (as_weights(w, counts)@counts).T
     return 2*right/np.maximum(true + found, 1e-9)
 
 # %% ../../nbs/sequences/04_text.ipynb #2ca97521
