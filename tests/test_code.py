@@ -125,3 +125,18 @@ def test_a_module_that_is_edited_meanwhile_is_read_anew(tmp_path):
         (tmp_path/'data/x.py').write_text(text)
         seen.append(reached(tmp_path/'nb.ipynb', tmp_path)[1]['data/x'])
     assert len(set(seen)) == 3
+
+
+def test_only_what_is_reached_of_a_module_counts(copy):
+    tmp, digest = copy
+    before, module = digest(), tmp/'medlearn/foundations/evaluation.py'
+    text = module.read_text(encoding='utf-8')
+    def changed(old, new, later):
+        assert text.count(old) == 1
+        module.write_text(text.replace(old, new), encoding='utf-8')
+        shutil.copytree(tmp/'medlearn', tmp/later)
+        after = code_of(tmp/'chapter.ipynb', tmp/later)
+        return {k for k in before if after[k] != before[k]}
+    assert changed('def delong(', 'def delong_(', 'a') == set() # not used by the chapter
+    assert changed('def as_weights(', 'def as_weights(_=0,', 'b') == {'foundations/evaluation'} # used by what it uses
+    assert changed('\ndef delong(', '\nprint(1)\ndef delong(', 'c') == {'foundations/evaluation'} # done on import

@@ -80,7 +80,7 @@ def only_draws(code:str, # of a cell
     return draws and quiet and not calls & _deciding and not left & others and all(_root(n) in own for n in touched)
 
 # %% ../../nbs/kit/06_code.ipynb #2790507b
-_showing = {'kit/figures', 'kit/runner', 'kit/cli', 'kit/readme'}
+_aside = {f'kit/{n}' for n in 'figures runner cli readme catalog console machine download plots lesson'.split()}
 _home = Path(medlearn.__file__).parent
 def _imports(tree, here=()):
     "Modules of medlearn, as part/topic, that code imports"
@@ -117,6 +117,62 @@ def _closure(names, home, but=frozenset()):
         todo += more
     return dict(sorted(found.items()))
 
+# %% ../../nbs/kit/06_code.ipynb #f1909a27
+@lru_cache(None)
+def _stated(path, name, stamp):
+    "Definitions of a module by name, as (text, tree); under '' what it does besides; and its imports by name"
+    plain = plain_code(path.read_text(encoding='utf-8'))
+    defs,taken,lines = {'': []},{},plain.splitlines()
+    for s in ast.parse(plain).body:
+        if isinstance(s, (ast.Import, ast.ImportFrom)):
+            taken |= _taken(s, ('medlearn', *name.split('/')[:-1]))
+            continue
+        first = min([s.lineno, *(d.lineno for d in getattr(s, 'decorator_list', ()))])
+        patched = any(_name(getattr(d, 'func', d)).startswith('patch') for d in getattr(s, 'decorator_list', ()))
+        names = {s.name} if hasattr(s, 'name') else _stores(s) if isinstance(s, (ast.Assign, ast.AnnAssign)) else ()
+        for n in ({''} if patched else names or {''}): defs.setdefault(n, []).append(('\n'.join(lines[first-1:s.end_lineno]), s))
+    return defs,taken
+
+def _taken(s, here=()):
+    "What an import of medlearn binds: name -> (part/topic, name there); None there for the module itself"
+    path = lambda parts: '/'.join(parts[1:])
+    if isinstance(s, ast.Import): return {a.asname: (path(a.name.split('.')), None) for a in s.names if a.asname and a.name.startswith('medlearn.')}
+    base = [*here[:len(here) - s.level + 1]]*bool(s.level) + (s.module or '').split('.')*bool(s.module)
+    if base[:1] != ['medlearn']: return {}
+    return {a.asname or a.name: (path([*base, a.name]), None) if len(base) < 3 else (path(base), a.name) for a in s.names}
+
+# %% ../../nbs/kit/06_code.ipynb #dba3e1a0
+def _wanted(tree, taken=None, here=()):
+    "What of medlearn a piece of code names, as (part/topic, name), None for all of a module; in a cell all that it imports"
+    imports = [s for s in ast.walk(tree) if isinstance(s, (ast.Import, ast.ImportFrom))]
+    known = (taken or {}) | {k: v for s in imports for k,v in _taken(s, here).items()}
+    nodes = [*ast.walk(tree)]
+    found = [known[n.id] for n in nodes if isinstance(n, ast.Name) and known.get(n.id, ('', None))[1]]
+    if taken is None: found += [v for v in known.values() if v[1]]
+    found += [(known[n.value.id][0], n.attr) for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)
+              and n.value.id in known and known[n.value.id][1] is None]
+    under = {id(n.value) for n in nodes if isinstance(n, ast.Attribute)}
+    found += [known[n.id] for n in nodes if isinstance(n, ast.Name) and id(n) not in under and known.get(n.id, ('', ''))[1] is None]
+    return found + [('/'.join(a.name.split('.')[1:]), None) for s in imports if isinstance(s, ast.Import) for a in s.names if a.name.startswith('medlearn.')]
+
+def _decided(todo, home):
+    "Digest of the definitions that are reached, by module"
+    todo,found = list(todo),{}
+    while todo:
+        name,what = todo.pop()
+        path = home/f'{name}.py'
+        if name in _aside or not path.is_file(): continue
+        stat = path.stat()
+        defs,taken = _stated(path, name, (stat.st_mtime_ns, stat.st_size))
+        mine = found.setdefault(name, set())
+        if what in taken: todo.append(taken[what])
+        for text,tree in [p for n in ['', *(defs if what is None else [what])] for p in defs.get(n, ())]:
+            if text in mine: continue
+            mine.add(text)
+            todo += _wanted(tree, taken, ('medlearn', *name.split('/')[:-1]))
+            todo += [(name, n.id) for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id in defs]
+    return {name: _sha('\n'.join(sorted(mine))) for name,mine in sorted(found.items())}
+
 # %% ../../nbs/kit/06_code.ipynb #dd508b50
 def _before_exercises(cells):
     "The cells of a chapter up to its exercises"
@@ -137,15 +193,15 @@ def code_of(path:Path, # a chapter's notebook
     "Digests of all code that decides a chapter's result"
     home = Path(home or _home)
     parsed = [(c, ast.parse(c)) for c in _codes(_before_exercises(_cells(path)))]
-    counted,todo = [],set()
+    counted,todo = [],[]
     needs = [_needs(tree) for _,tree in parsed]
     readers = Counter(name for names in needs for name in names)
     for (code,tree),own in zip(parsed, needs):
-        todo |= set(_imports(tree))
+        todo += _wanted(tree)
         others = {name for name,n in readers.items() if n > (name in own)}
         imports_only = all(isinstance(s, (ast.Import, ast.ImportFrom)) for s in tree.body)
         if not imports_only and "find_spec('medlearn')" not in code and not only_draws(code, others): counted.append(plain_code(code))
-    return dict(chapter=_sha('\n'.join(counted)), **_closure(todo, home, _showing))
+    return dict(chapter=_sha('\n'.join(counted)), **_decided(todo, home))
 
 # %% ../../nbs/kit/06_code.ipynb #d7605a19
 def reached(path:Path, # a chapter's notebook
