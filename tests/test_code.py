@@ -138,5 +138,5 @@ def test_only_what_is_reached_of_a_module_counts(copy):
         after = code_of(tmp/'chapter.ipynb', tmp/later)
         return {k for k in before if after[k] != before[k]}
     assert changed('def delong(', 'def delong_(', 'a') == set() # not used by the chapter
-    assert changed('def as_weights(', 'def as_weights(_=0,', 'b') == {'foundations/evaluation'} # used by what it uses
+    assert changed('def resample(', 'def resample( ', 'b') == {'foundations/evaluation'} # used by what it uses
     assert changed('\ndef delong(', '\nprint(1)\ndef delong(', 'c') == {'foundations/evaluation'} # done on import
