@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from medlearn.kit import chapter, fetch
-from medlearn.kit import cards as Cards
+from medlearn.kit.cards import DataError
 from medlearn.kit.chapter import begin,claim,pick,seed_everything,seed_worker
 
 
@@ -186,6 +186,7 @@ def test_an_unknown_sabotage(monkeypatch):
 def test_untrained_no_optimiser_takes_a_step():
     code = """
 import torch
+from medlearn.kit.chapter import begin
 begin('smoke', 1)
 from fastai.optimizer import Adam
 p = torch.nn.Parameter(torch.ones(3))
@@ -207,7 +208,7 @@ def test_leak_the_split_ignores_patients(monkeypatch):
     assert check_leak(torn, groups) == 30
     monkeypatch.delenv('MEDLEARN_SABOTAGE')
     assert check_leak(honest, groups) == 30
-    with pytest.raises(Cards.DataError, match='is in'): check_leak(torn, groups)
+    with pytest.raises(DataError, match='is in'): check_leak(torn, groups)
 
 
 def test_begin_records_the_run_and_the_data_read_after_it(shown, monkeypatch):

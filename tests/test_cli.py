@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from medlearn.kit import cli
-from medlearn.kit import doctor as Doctor
 from medlearn.kit.cli import app
+from medlearn.kit.doctor import requirements
 
 MEDLEARN = [sys.executable, '-c', 'from medlearn.kit.cli import main; main()']
 
@@ -135,6 +135,7 @@ def test_doctor_names_the_command_that_mends(monkeypatch):
     gone = [dict(name='torch', spec='>=2.6', have=None, extra='', ok=False),
             dict(name='pydicom', spec='>=3.0', have=None, extra='formats', ok=False)]
     monkeypatch.setattr('medlearn.kit.doctor.requirements', lambda: gone)
+    monkeypatch.setattr(cli, 'requirements', lambda: gone)
     done = call('doctor')
     assert done.exit_code == 1 and '-m pip install "torch>=2.6"' in done.stdout and 'pip install "pydicom>=3.0"' in done.stdout
 
@@ -146,7 +147,7 @@ def test_an_extra_of_an_extra_is_looked_for(monkeypatch):
         if name in ('distributed', 'pynrrd'): raise metadata.PackageNotFoundError(name)
         return real(name)
     monkeypatch.setattr(metadata, 'version', version)
-    rows = [(r['name'], r['extra'], r['ok']) for r in Doctor.requirements()]
+    rows = [(r['name'], r['extra'], r['ok']) for r in requirements()]
     gone = {('distributed', 'scaling', False), ('distributed', 'cluster', False), ('pynrrd', 'formats', False)}
     assert gone == {r for r in rows if r[0] in ('distributed', 'pynrrd')} and ('dask', 'scaling', True) in rows
 

@@ -9,9 +9,8 @@ dask = pytest.importorskip('dask')
 pytest.importorskip('distributed')
 
 from medlearn.kit import cluster
-from medlearn.kit import parcel as Parcel
 from medlearn.kit.cluster import run_on
-from medlearn.kit.parcel import pack,read_where,unpack
+from medlearn.kit.parcel import order_in,pack,read_where,unpack,versions_here
 from medlearn.kit.reuse import Kept
 from medlearn.kit.catalog import WrongUsage
 from medlearn.kit.runner import plan,run
@@ -43,7 +42,7 @@ def test_rows_are_those_of_one_machine_and_data_travel(tmp_path, monkeypatch):
         packed.append(pack(job, **order))
         if len(packed) == len(work): mine.rename(tmp_path/'hidden'), other.rename(tmp_path/'away')
         return packed[-1]
-    monkeypatch.setattr(Parcel, 'pack', pack_and_hide)
+    monkeypatch.setattr(cluster, 'pack', pack_and_hide)
     monkeypatch.setattr(cluster._Course, 'slots', lambda course: len(work))
     there = run_on(work, tmp_path/'there', 'local:2', timeout=10, tell=lambda job, row: told.append((job.stem, row['status'])))
     assert len(packed) == len(work) and not mine.exists()
@@ -111,8 +110,8 @@ def test_scheduler_killed_and_resumed(tmp_path, dask_scheduler, monkeypatch):
 def test_versions_are_compared_on_arrival(tmp_path, dask_scheduler, monkeypatch):
     address, _ = dask_scheduler
     chapter(tmp_path/'nbs', 'imaging/01_a', '1', claim(True))
-    work, mine = plan(folder=tmp_path/'nbs'), Parcel.versions_here()
-    monkeypatch.setattr(Parcel, 'versions_here', lambda: mine | dict(medlearn='9.9', torch='1.0'))
+    work, mine = plan(folder=tmp_path/'nbs'), versions_here()
+    monkeypatch.setattr(cluster, 'versions_here', lambda: mine | dict(medlearn='9.9', torch='1.0'))
     with pytest.raises(WrongUsage, match=rf'tcp://.* has medlearn {mine["medlearn"]} instead of 9.9, torch .* instead of 1.0; --allow-versions'):
         run_on(work, tmp_path/'out', address)
     assert not list((tmp_path/'out').rglob('*.json'))
@@ -230,7 +229,7 @@ def test_a_folder_travels_whole_and_only_into_its_place(tmp_path):
     archive, to = pack(job, more=[1]), tmp_path/'to'
     there, names = unpack(archive, to)
     arrived = Path(there.given['dataset'])
-    assert arrived.name == 'mine' and to in arrived.parents and names == {str(arrived): str(mine)} and Parcel.order_in(archive)['more'] == [1]
+    assert arrived.name == 'mine' and to in arrived.parents and names == {str(arrived): str(mine)} and order_in(archive)['more'] == [1]
     assert (arrived/'empty').is_dir() and (arrived/'link/c').read_text() == 'c' and not (arrived/'loop').exists()
     assert (arrived/'hard').read_bytes() == (arrived/'a b.bin').read_bytes() == (mine/'a b.bin').read_bytes()
     assert not any(p.is_symlink() for p in arrived.rglob('*')) and there.parameters['other'] is None and job.given['dataset'] == str(mine)

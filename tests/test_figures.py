@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from medlearn.kit import runner
-from medlearn.kit import catalog as Catalog
+from medlearn.kit.catalog import chapters,describe
 from medlearn.kit.code import code_of
 from medlearn.kit.figures import RecordError, fell, published, reached, read_record, record_path, write_record
 
 root = Path(__file__).parent.parent
 NAME = 'imaging/classification'
-HERE = code_of(Catalog.chapters()[NAME])
+HERE = code_of(chapters()[NAME])
 
 
 def run(seed, auroc=.84, code=HERE, params={}, **kept):
@@ -113,10 +113,10 @@ def test_which_claims_fell(tmp_path):
     assert 'Not tried yet' in repr(fell('imaging/volumes', tmp_path))
 
 
-@pytest.mark.parametrize('name', [n for n in Catalog.chapters() if record_path(n).exists()])
+@pytest.mark.parametrize('name', [n for n in chapters() if record_path(n).exists()])
 def test_the_records_of_the_course_are_sound(name):
     found = read_record(name)
-    defaults = Catalog.describe(Catalog.chapters()[name])['parameters']
+    defaults = describe(chapters()[name])['parameters']
     assert len(record_path(name).read_bytes()) <= 100_000
     for r in found['runs']:
         assert set(r['parameters']) <= set(defaults) and r['seconds'] > 0 and r['processor'] and r['versions'] and r['commit']

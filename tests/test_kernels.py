@@ -14,8 +14,8 @@ from jupyter_client.manager import KernelManager
 from traitlets.config import Config
 
 from medlearn.kit import kernels as K
-from medlearn.kit import machine as Machine
-from medlearn.kit.machine import cores,environment,threads_of
+from medlearn.kit import machine, runner
+from medlearn.kit.machine import cores,environment,gpu_at_hand,threads_of
 from medlearn.kit.runner import how_many,longest_first,plan,run
 from test_runner import PARAMS, chapter, claim, gone, wait_for
 
@@ -179,14 +179,14 @@ def test_where_cuda_is_in_use_nothing_is_forked(kernels):
 
 @linux
 def test_no_nursery_where_a_gpu_is_at_hand(monkeypatch, tmp_path):
-    monkeypatch.setattr(Machine, 'gpu_at_hand', lambda env=None: True)
+    monkeypatch.setattr(K, 'gpu_at_hand', lambda env=None: True)
     with K.nursery_for(['json'], dict(os.environ), tmp_path) as address: assert address == ''
 
 
 @linux
 def test_a_hidden_gpu_is_not_at_hand(monkeypatch):
     monkeypatch.setattr(K.Path, 'glob', lambda self, pattern: iter(['/dev/nvidia0']))
-    assert Machine.gpu_at_hand({}) and not Machine.gpu_at_hand(dict(CUDA_VISIBLE_DEVICES=''))
+    assert gpu_at_hand({}) and not gpu_at_hand(dict(CUDA_VISIBLE_DEVICES=''))
 
 
 @linux
@@ -250,7 +250,7 @@ def test_jobs_fit_into_cores_and_memory(tmp_path, monkeypatch):
     work = plan(folder=tmp_path)
     needs = {f'imaging/c{i}/smoke': (10*i, 1000*(i + 1)) for i in range(4)}
     assert [j.chapter[-1] for j in longest_first(work, needs)] == ['3', '2', '1', '0']
-    monkeypatch.setattr('medlearn.kit.machine.cores', lambda: 3)
+    for room in (machine, runner): monkeypatch.setattr(room, 'cores', lambda: 3)
     assert [how_many(work, needs, mb) for mb in (100, 5000, 8749, 8751, 11251, 1e6)] == [1, 1, 1, 2, 3, 3]
     assert how_many(work[:2], needs, 1e6) == 2
     assert threads_of(work, 2) == threads_of(work, 1) == 1

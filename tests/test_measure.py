@@ -117,7 +117,7 @@ def test_a_commit_names_the_code_if_only_other_files_differ(tmp_path, monkeypatc
         (tmp_path/name).write_text(text)
     git('init', '-q'), git('add', '-A'), git('commit', '-qm', 'x')
     head = git('rev-parse', '--short=12', 'HEAD').strip()
-    monkeypatch.setattr(m.runner, 'medlearn', SimpleNamespace(__file__=str(tmp_path/'medlearn/__init__.py')))
+    monkeypatch.setattr(m, 'medlearn', SimpleNamespace(__file__=str(tmp_path/'medlearn/__init__.py')))
     named = lambda commit=head + '+': m.named_commit(commit, tmp_path/'nbs/01_a.ipynb', {'chapter': '1', 'data/x': '2'})
     (tmp_path/'README.md').write_text('other')
     assert [named(), named(head), named(None), named('0'*12 + '+')] == [head, head, None, '0'*12 + '+']

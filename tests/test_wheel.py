@@ -8,10 +8,9 @@ root = Path(__file__).parent.parent
 ask = '''
 import json, medlearn
 from pathlib import Path
-from medlearn.kit import fetch
-from medlearn.kit import cards as Cards
+from medlearn.kit.cards import cards
 here = Path(medlearn.__file__).parent
-print(json.dumps(dict(package=str(here), cards={n: repr(c) for n, c in Cards.cards().items()},
+print(json.dumps(dict(package=str(here), cards={n: repr(c) for n, c in cards().items()},
                       files=sorted(p.name for p in (here/'_cards').iterdir()),
                       chapters=sorted(p.relative_to(here/'_nbs').as_posix() for p in (here/'_nbs').rglob('[0-9][0-9]_*.ipynb')))))
 '''
