@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from medlearn.kit import runner
 from medlearn.kit.catalog import chapters,describe
 from medlearn.kit.code import code_of
 from medlearn.kit.figures import RecordError, fell, published, reached, read_record, record_path, write_record

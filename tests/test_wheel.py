@@ -61,7 +61,7 @@ def test_all_cards_are_there(told):
 def test_all_chapters_are_there(told):
     found, _ = told
     chapters = sorted(p.relative_to(root/'nbs').as_posix() for p in (root/'nbs').rglob('[0-9][0-9]_*.ipynb') if '.ipynb_checkpoints' not in p.parts)
-    assert found['chapters'] == chapters and 'kit/01_fetch.ipynb' in chapters
+    assert found['chapters'] == chapters and 'kit/01_cards.ipynb' in chapters
 
 
 def test_every_module_of_the_checkout_is_packed(told):

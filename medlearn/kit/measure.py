@@ -8,6 +8,7 @@ __all__ = ['wanted', 'named_commit', 'to_run', 'put', 'put_sabotage', 'state', '
 # %% ../../nbs/kit/14_measure.ipynb #dbba675e
 import ast,base64,hashlib,re,threading
 from pathlib import Path
+import medlearn
 from . import catalog,runner
 from .code import code_of
 from .figures import FORMAT,RecordError,changed,read_record,record_path,short_parameters,write_record
@@ -49,7 +50,7 @@ def named_commit(commit:str, # as `kit.chapter.commit` gives it
     "The commit whose code a run used"
     if not commit or not commit.endswith('+'): return commit
     import subprocess
-    home = Path(runner.medlearn.__file__).parent
+    home = Path(medlearn.__file__).parent
     files = [str(path), *(str(home/f'{name}.py') for name in code if name != 'chapter')]
     command = ['git', '-C', str(home.parent), 'diff', '--quiet', commit[:-1], '--', *files]
     try: same = subprocess.run(command, capture_output=True, timeout=20).returncode == 0
