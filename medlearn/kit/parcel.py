@@ -12,8 +12,8 @@ from importlib.metadata import PackageNotFoundError,version
 from pathlib import Path
 import medlearn
 from . import catalog,runner
-from .catalog import WrongUsage
-from .runner import files_of,Job
+from .catalog import files_of,WrongUsage
+from .runner import Job
 
 # %% ../../nbs/kit/15_parcel.ipynb #b8b6f5eb
 batch_systems = dict(slurm=('SLURMCluster', 'sbatch'), pbs=('PBSCluster', 'qsub'), lsf=('LSFCluster', 'bsub'))
