@@ -38,7 +38,8 @@ class Normalise(ItemTransform):
                )->Tensor: # float, normalised
         "What the network sees of raw pixels, without augmentation"
         x = x.float().sub_(self.mean).div_(self.std) if x.dtype == torch.uint8 else (x - self.mean)/self.std
-        return F.interpolate(x, (self.side,)*(x.ndim-2), mode='bilinear' if x.ndim == 4 else 'trilinear') if self.side else x
+        if not self.side: return x
+        return F.interpolate(x, (self.side,)*(x.ndim-2), mode='bilinear' if x.ndim == 4 else 'trilinear')
     def encodes(self, b): return self.prepare(b[0]), *b[1:]
     def decodes(self, b):
         low,high = self.span
@@ -52,7 +53,8 @@ def lattice(size:tuple, # of the image, pixels: (h, w) or (d, h, w)
            )->Tensor: # shape (3 or 4, pixels): coordinates from -1 to 1, x first, and ones
     "Coordinates of the pixel centres, as `grid_sample` counts them, with a last row of ones for the shift"
     axes = [(torch.arange(s, device=device) + .5)*2/s - 1 for s in size]
-    return torch.stack([*[a.flatten() for a in torch.meshgrid(*axes, indexing='ij')][::-1], torch.ones(math.prod(size), device=device)])
+    ones = torch.ones(math.prod(size), device=device)
+    return torch.stack([*[a.flatten() for a in torch.meshgrid(*axes, indexing='ij')][::-1], ones])
 
 # %% ../../nbs/foundations/08_augmentation.ipynb #ba0cf428
 class Augment:

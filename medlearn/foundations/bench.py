@@ -14,6 +14,7 @@ from ..data.images import ImageSet
 from .throughput import (Feed,medlearn_loaders,network,noise,pytorch_loader,sized,
                                              throughput,train_pass)
 from .training import EMA,one_cycle
+from ..kit.cards import DataError
 
 # %% ../../nbs/foundations/14_bench.ipynb #439d8fd2
 class Stopwatch:

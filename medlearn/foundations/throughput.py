@@ -14,6 +14,7 @@ from pathlib import Path
 from ..data.images import ImageSet
 from .augmentation import Augment
 from .loading import tensor_loaders
+from .training import small_cnn
 from ..kit.cards import DataError
 
 # %% ../../nbs/foundations/13_throughput.ipynb #51631a0e

@@ -22,7 +22,11 @@ class UnknownName(DataError):
     "A name that no card, file or member has: the message lists the nearest ones"
 
 # %% ../../nbs/kit/01_cards.ipynb #0405ee8b
-def unknown_name(what, name, known):
+def unknown_name(what:str, # kind of thing that was looked for: "data set"
+                 name:str, # what was asked for
+                 known, # names there are
+                )->UnknownName: # to be raised
+    "The error for a misspelt name, with the nearest names"
     near = get_close_matches(str(name).lower(), known, n=3, cutoff=.5)
     hint = f'Did you mean {" or ".join(near)}?' if near else f'There are: {", ".join(list(known)[:30]) or "none"}.'
     return UnknownName(f'{what} {name!r} is not known. {hint}')
@@ -145,5 +149,8 @@ def digest_of(path, # file
     with open(path, 'rb') as f: return f'{algo}:{hashlib.file_digest(f, algo).hexdigest()}'
 
 # %% ../../nbs/kit/01_cards.ipynb #11bb266a
-def is_whole(path, f):
+def is_whole(path:Path, # where a file may lie
+             f:File, # what it should be, as on the card
+            )->bool: # is it there, and has it the digest of the card?
+    "Is a file there, to the last bit?"
     return path.is_file() and digest_of(path, f.digest.partition(':')[0]) == f.digest

@@ -32,8 +32,9 @@ def cached_path(name:str, # data set
     return cache_dir()/c.name/f.digest.partition(':')[2][:12]/f.file
 
 # %% ../../nbs/kit/03_fetch.ipynb #7856add4
-def walk_folders(top):
-    "A folder and all below it, linked ones too, each once: folder and the names in it"
+def walk_folders(top:Path # a folder
+                ): # gives pairs: folder, names of the files in it
+    "A folder and all below it, linked ones too, each once"
     been = set()
     for d,below,names in os.walk(top, followlinks=True):
         below.sort()
