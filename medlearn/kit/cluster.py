@@ -11,7 +11,7 @@ from contextlib import contextmanager,ExitStack,suppress
 from pathlib import Path
 from . import runner
 from .catalog import WrongUsage
-from .parcel import batch_systems,differences,order_in,pack,read_where,unpack,versions_here
+from .parcel import BATCH_SYSTEMS,order_in,pack,read_where,unpack,version_differences,versions_here
 from .runner import Crew,Job
 
 # %% ../../nbs/kit/16_cluster.ipynb #f0406069
@@ -45,8 +45,8 @@ def _quiet():
 def _started(asked, stack, distributed):
     "A cluster of our own, as long as the stack is open"
     kind,options,workers = asked['scheduler'],asked['options'],asked['workers']
-    if kind in batch_systems:
-        name,command = batch_systems[kind]
+    if kind in BATCH_SYSTEMS:
+        name,command = BATCH_SYSTEMS[kind]
         cluster_class = getattr(_import('dask_jobqueue', 'dask-jobqueue'), name)
         if not shutil.which(command): raise WrongUsage(f'{kind}: there is no command {command} here; run this where jobs are submitted from')
     else:
@@ -140,7 +140,7 @@ def _work(archive):
     from distributed import get_worker
     worker,order = get_worker(),order_in(archive)
     run,stem = order['run'],Job(**order['job']).stem
-    if why := order['versions'] and differences(order['versions']): return dict(refused=f'the worker {worker.address} has {why}')
+    if why := order['versions'] and version_differences(order['versions']): return dict(refused=f'the worker {worker.address} has {why}')
     stop = _team.stop_of(run)
     _team.know(worker)
     starts = _start(worker, run, stem)
