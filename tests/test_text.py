@@ -213,8 +213,8 @@ def test_words():
 
 
 def test_sections():
-    got = T.sections('Two views.\nFINDINGS: Clear. Ratio is 1:2.\nFINAL IMPRESSION: Normal.\nFINDINGS: Addendum.')
-    assert got == {'': 'Two views.', 'findings': 'Clear. Ratio is 1:2. Addendum.', 'final impression': 'Normal.'} and T.sections('plain') == {'': 'plain'}
+    got = T.report_sections('Two views.\nFINDINGS: Clear. Ratio is 1:2.\nFINAL IMPRESSION: Normal.\nFINDINGS: Addendum.')
+    assert got == {'': 'Two views.', 'findings': 'Clear. Ratio is 1:2. Addendum.', 'final impression': 'Normal.'} and T.report_sections('plain') == {'': 'plain'}
 
 
 rows = st.lists(st.lists(st.sampled_from('abcdefg'), min_size=1, max_size=9), min_size=1, max_size=8)

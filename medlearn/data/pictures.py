@@ -94,7 +94,11 @@ def _square(x, side, fit):
     else: img = img.resize((side, side), how)
     return np.asarray(img)
 
-def read_pictures(paths, side, fit, level_width):
+def read_pictures(paths, # of pictures
+                  side:int, # pixels a side of the result
+                  fit:str, # one of `FITS`
+                  level_width:tuple, # window of pictures with more than 8 bits, or None
+                 )->list: # a picture: its pixels and a dict of facts, or a text that says why not
     "Each picture on one size with its facts, or why it could not be read"
     def one(path):
         try: x,how = read_picture(path, level_width)

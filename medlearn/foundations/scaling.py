@@ -125,7 +125,7 @@ class LossCurve(Callback):
 def train_curve(data:ImageSet, # with splits train and valid
                 bs:int=64, # images in the batch of all processes together
                 epochs:int=2, # passes over the training split
-                lr:float=3e-3, # largest step of the one-cycle schedule
+                lr:float=3e-3, # largest learning rate of the one-cycle schedule
                 seed:int=0, # of the weights and of the order
                 norm:str='group', # "group" or "batch", see `small_cnn`
                 weighted:bool=False, # class weights in the loss
