@@ -99,7 +99,7 @@ def _announce(kind):
     for c in [Optimizer, *torches]: c.step = stay
 
 # %% ../../nbs/kit/04_chapter.ipynb #c4f20f78
-_named,_kept = {},set()
+_named,_kept = {},set() # since `begin`: what sources may point to, and what was kept
 def _note(name): _named[str(name).strip()] = True
 
 # %% ../../nbs/kit/04_chapter.ipynb #840b843e
