@@ -9,9 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from medlearn.kit import bench as B
-from medlearn.foundations import bench as Bench
-from medlearn.foundations import throughput as Throughput
+from medlearn.foundations import bench as B, throughput as T
 from medlearn.kit.cli import app
 from medlearn.kit.cards import DataError
 
@@ -21,14 +19,14 @@ WAYS = ['limit', 'medlearn', 'fastai', 'pytorch', 'pytorch_workers']
 @pytest.fixture(scope='module')
 def squares():
     "Dark ground with a square that is brighter in one class"
-    data = Throughput.noise(48, 16)
+    data = T.noise(48, 16)
     data.images[:] = 40
     data.images[:, 9:19, 9:19] = (110 + 100*data.labels)[:, None, None]
     return data
 
 
 def test_every_way_gives_each_image_once_with_its_label(squares, tmp_path):
-    feeds = Throughput.ways(squares, 16, 'cpu', tmp_path)
+    feeds = T.ways(squares, 16, 'cpu', tmp_path)
     assert list(feeds) == WAYS
     for name, batches in feeds.items():
         x, y = (torch.cat(t) for t in zip(*batches))
@@ -40,11 +38,11 @@ def test_every_way_gives_each_image_once_with_its_label(squares, tmp_path):
 
 def test_every_way_augments_alike(tmp_path):
     "A single point of light moves about as far in each, and no image stays as it was"
-    data = Throughput.noise(256, 16)
+    data = T.noise(256, 16)
     data.images[:] = 0
     data.images[:, 12:16, 20:24] = 255
     at = torch.arange(28.)
-    for name, batches in Throughput.ways(data, 64, 'cpu', tmp_path).items():
+    for name, batches in T.ways(data, 64, 'cpu', tmp_path).items():
         x = torch.cat([x for x, _ in batches])[:, 0]
         x = (x - x.amin((1, 2), keepdim=True)).clamp_min(0)
         x = x*(x > .3*x.amax((1, 2), keepdim=True))
@@ -54,54 +52,54 @@ def test_every_way_augments_alike(tmp_path):
 
 
 def test_sizes_and_counts():
-    data = Throughput.sized(Throughput.noise(40, 10), 64, 20)
+    data = T.sized(T.noise(40, 10), 64, 20)
     assert data.images.shape == (30, 64, 64) and (data.split == 'train').sum() == 20 and data.images.dtype == np.uint8
-    colour = Throughput.noise(8, 8)
+    colour = T.noise(8, 8)
     colour.images = np.stack([colour.images]*3, -1)
-    with pytest.raises(DataError, match='grey'): Throughput.sized(colour)
-    with pytest.raises(DataError, match='do not fill a batch'): Throughput.throughput(data)
+    with pytest.raises(DataError, match='grey'): T.sized(colour)
+    with pytest.raises(DataError, match='do not fill a batch'): T.throughput(data)
 
 
 def test_the_published_network():
     "As many weights as the ResNet-18 of MedMNIST's benchmark; first weights within PyTorch's bound"
-    model = Bench.small_stem_resnet18()
+    model = B.small_stem_resnet18()
     assert sum(p.numel() for p in model.parameters()) == 11_168_706
     assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 2)
     assert model.conv1.weight.abs().max() <= 1/3
 
 
 def test_the_clock_stops_at_the_mark_or_at_the_limit():
-    watch = Bench.Stopwatch(.9)
+    watch = B.Stopwatch(.9)
     assert [watch(a) for a in (.5, .89, .9)] == [False, False, True] and watch.reached
-    late = Bench.Stopwatch(.9, limit=0)
+    late = B.Stopwatch(.9, limit=0)
     assert late(.5) and not late.reached
 
 
 def test_a_recipe_that_does_not_arrive_gives_a_lower_bound(squares):
-    q = Bench.time_to_quality(squares, bar=1.01, seeds=[0], minutes=0)
+    q = B.time_to_quality(squares, bar=1.01, seeds=[0], minutes=0)
     assert q['lower_bound'] and q['medlearn'] is None and q['published'] > 0
-    q = Bench.time_to_quality(squares, bar=.4, seeds=[0, 1], minutes=0)
+    q = B.time_to_quality(squares, bar=.4, seeds=[0, 1], minutes=0)
     assert q['medlearn'] > 0 and len(q['curves']['medlearn']) == 2 and math.isclose(q['ratio'], q['published']/q['medlearn'], abs_tol=.06)
 
 
 def test_the_peak_counts_what_was_held():
-    with Bench.Peak() as peak:
+    with B.Peak() as peak:
         fresh = mmap.mmap(-1, 2**26, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # np.ones might reuse memory that earlier tests left behind
         for i in range(0, 2**26, mmap.PAGESIZE): fresh[i] = 1
         time.sleep(.2)
     fresh.close()
     assert 60 < peak.mb < 80
-    with Bench.Peak() as peak: sum(range(1000))
+    with B.Peak() as peak: sum(range(1000))
     assert peak.mb < 8
 
 
 def test_memory_is_measured_and_near_what_is_expected():
-    m = Bench.memory(Throughput.sized(Throughput.noise(), n=256))
+    m = B.memory(T.sized(T.noise(), n=256))
     assert 5 < m['expected_mb'] < 100 and .5*m['expected_mb'] < m['peak_mb'] < 3*m['expected_mb']
 
 
 def test_the_command_says_it_in_json(tmp_path, monkeypatch):
-    monkeypatch.setattr(Bench, 'memory', lambda data, **kw: dict(peak_mb=11., expected_mb=10.))
+    monkeypatch.setattr(B, 'memory', lambda data, **kw: dict(peak_mb=11., expected_mb=10.))
     file = tmp_path/'bench.json'
     words = f'bench --json --size 28 --size 32 --images 128 --repeats 1 --only throughput --dataset no.npz --out {file}'
     done = CliRunner().invoke(app, words.split())

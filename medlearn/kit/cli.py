@@ -123,7 +123,8 @@ def measure(chapter:_Some=None, # names
            ):
     "Run full profiles for the record, data/figures; interrupted, the same command goes on."
     from medlearn.kit import figures as f,measure as m
-    if (f.data_folder().name == '_data') and not nbs: raise catalog.WrongUsage('measure writes into a checkout: install medlearn from one, pip install -e')
+    if f.data_folder().name == '_data' and not nbs:
+        raise catalog.WrongUsage('measure writes into a checkout: install medlearn from one, pip install -e')
     if not chapter and not stale: raise catalog.WrongUsage('measure: name chapters, or say --stale')
     among = catalog.chapters(nbs)
     names = catalog.choose(chapter or (), among)
@@ -184,7 +185,8 @@ def lab(context:Context, # what goes on to JupyterLab
     if source: return open_source(context.args)
     new,older = working_copy(folder)
     if new: echo(f'Copied to {folder.absolute()}: {len(new)} notebooks')
-    if older: echo(f'The course has changed since you got {", ".join(older)}. Yours stay as they are; to have the new ones beside them, rename yours and start again.')
+    if older: echo(f'The course has changed since you got {", ".join(older)}. Yours stay as they are; '
+                   'to have the new ones beside them, rename yours and start again.')
     open_lab(folder, context.args)
 
 # %% ../../nbs/kit/19_cli.ipynb #1e89e055

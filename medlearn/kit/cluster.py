@@ -255,10 +255,12 @@ def run_on(work, # list of `Job`, from `runner.plan`
         else: left.append(job)
     if left:
         from medlearn.kit.kernels import to_warm
-        order = dict(run=uuid.uuid4().hex[:12], warm=to_warm([job.path for job in left]) or ['ipykernel.kernelapp'], device=device, timeout=timeout,
+        warm = to_warm([job.path for job in left]) or ['ipykernel.kernelapp']
+        order = dict(run=uuid.uuid4().hex[:12], warm=warm, device=device, timeout=timeout,
                      versions=None if allow_versions else versions_here())
-        with _connected(asked) as (client,mend): _drive(_Course(client, mend, runner.longest_first(left, kept.needs if kept else {}), out, order), where, rows, work, done,
-                                                 kept if asked['scheduler'] == 'local' else None)
+        left = runner.longest_first(left, kept.needs if kept else {})
+        ours = kept if asked['scheduler'] == 'local' else None
+        with _connected(asked) as (client,mend): _drive(_Course(client, mend, left, out, order), where, rows, work, done, ours)
     return [rows[job.stem] for job in work]
 
 # %% ../../nbs/kit/16_cluster.ipynb #b15d633b

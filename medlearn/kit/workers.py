@@ -248,8 +248,10 @@ class Crew:
         if not self.nursery or (self.folder/'ready').exists(): return False
         with self.lock: self.waiting += 1
         return self.waiting == 2
-    def give_back(self, worker):
-        "It has done its job"
+    def give_back(self,
+                  worker, # from `take`
+                 )->None:
+        "It has done its job, and waits for the next one"
         with self.lock: self.idle.append(worker)
 
 # %% ../../nbs/kit/10_workers.ipynb #b346c544
