@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Resume']
 
-# %% ../../nbs/foundations/10_resuming.ipynb #8ff961f4
+# %% ../../nbs/foundations/10_resuming.ipynb #d4cd4014
 import os,random
 from pathlib import Path
 import numpy as np

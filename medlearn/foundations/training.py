@@ -6,7 +6,7 @@
 __all__ = ['small_cnn', 'class_weights', 'loss_for', 'SkipValidation', 'ShowLosses', 'one_cycle', 'fit', 'predict', 'features',
            'HalfPrecision', 'EMA', 'KeepBest']
 
-# %% ../../nbs/foundations/07_training.ipynb #522b882d
+# %% ../../nbs/foundations/07_training.ipynb #ab94ce86
 import fastai.callback.schedule
 import numpy as np
 import torch
@@ -67,7 +67,7 @@ class SkipValidation(Callback):
     "No validation pass after the epochs"
     def before_validate(self): raise CancelValidException
 
-# %% ../../nbs/foundations/07_training.ipynb #1cc7c8bd
+# %% ../../nbs/foundations/07_training.ipynb #31dbd51d
 class ShowLosses(Callback):
     "After the training, its losses drawn over the steps"
     order,remove_on_fetch,run_valid = 80,True,False
@@ -79,7 +79,7 @@ class ShowLosses(Callback):
             ax.plot(rec.iters, [v[1] for v in rec.values], 'o--', label='validation')
             ax.set(xlabel='step', ylabel='loss')
 
-# %% ../../nbs/foundations/07_training.ipynb #0ad07c66
+# %% ../../nbs/foundations/07_training.ipynb #fcf3a8ef
 def one_cycle(learn:Learner, # to be trained
               epochs:int, # passes over the training split
               lr:float, # largest learning rate of the one-cycle schedule
