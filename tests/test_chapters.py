@@ -6,11 +6,14 @@ import nbformat, numpy as np, pytest
 
 from medlearn.kit.reuse import Kept
 from medlearn.kit.catalog import chapters
-from medlearn.kit.runner import plan,run
+from medlearn.kit.lesson import solutions, with_solutions
+from medlearn.kit.runner import plan, run
 
 root = Path(__file__).parent.parent
 CHAPTERS = chapters(root/'nbs')
 TEACHING = [n for n in CHAPTERS if n.split('/')[0] not in ('kit', 'data')]
+STRICT = ('data', 'foundations') # lessons whose figures and error stream are asked about
+FIGURE = 'application/vnd.medlearn.figure+json'
 BREAST = root.parent/'shared/data/breastmnist/breastmnist.npz'
 SABOTAGED = ['imaging/classification', 'foundations/sequences', 'sequences/records'] # `make prove` does it to all
 
@@ -38,14 +41,16 @@ def npz(path, make):
     return str(path)
 
 
-def with_solutions(path):
-    "Append the code of the folded solutions, so that the run shows that it works"
-    nb = nbformat.read(path, 4)
-    folded = [c.source for c in nb.cells if c.cell_type == 'markdown' and '<details><summary>Solutions' in c.source]
-    blocks = [b for text in folded for b in re.findall(r'(?s)```python\n(.*?)```', text)]
-    assert len(blocks) >= 3, 'no solutions with code'
-    nb.cells += [nbformat.v4.new_code_cell(b) for b in blocks]
-    nbformat.write(nb, path)
+def audited(folder):
+    "The course with an ear at its figures, and with the solutions of its exercises as cells at the end of each lesson"
+    shutil.copytree(root/'nbs', folder, ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
+    for name, path in chapters(folder).items():
+        if name.split('/')[0] == 'kit': continue
+        nb = with_solutions(nbformat.read(path, 4))
+        at = next(i for i, c in enumerate(nb.cells) if c.cell_type == 'code' and re.search(r'(?m)^(?:env = )?begin\(', c.source))
+        nb.cells.insert(at + 1, nbformat.v4.new_code_cell('from medlearn.kit.plots import audit\naudit()'))
+        nbformat.write(nb, path)
+    return folder
 
 
 def variants(folder):
@@ -57,7 +62,6 @@ def variants(folder):
         path = folder/'imaging'/f'{i:02}_{name}.ipynb'
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(CHAPTERS['imaging/classification'], path)
-        if name == 'again': with_solutions(path)
         if callable(dataset): dataset = npz(folder/f'{name}.npz', dataset)
         params = dict(dataset=str(dataset)) if dataset else {}
         jobs |= {j.chapter: j for j in plan([f'imaging/{name}'], params=params, folder=folder)}
@@ -69,11 +73,12 @@ def records(request, tmp_path_factory):
     "What the chosen tests need: run once, or taken from a run of the course on the same code"
     asked = [n for item in request.session.items if Path(item.path) == Path(__file__)
              for n in item.callspec.params['names']]
-    jobs = variants(tmp_path_factory.mktemp('variants')) | {j.chapter: j for j in plan(folder=root/'nbs')}
+    jobs = variants(tmp_path_factory.mktemp('variants')) | {j.chapter: j for j in plan(folder=audited(tmp_path_factory.mktemp('course')/'nbs'))}
     jobs |= {f'{j.chapter} sabotaged': j for j in plan(SABOTAGED, folder=root/'nbs', sabotage='answers')}
     kept = Kept(off=bool(os.environ.get('CI')))
-    rows = run([j for n, j in jobs.items() if n in asked], tmp_path_factory.mktemp('run'), timeout=900, kept=kept)
-    return {r['chapter'] + ' sabotaged'*bool(r['sabotage']): r for r in rows}
+    out = tmp_path_factory.mktemp('run')
+    rows = run([j for n, j in jobs.items() if n in asked], out, timeout=900, kept=kept)
+    return {r['chapter'] + ' sabotaged'*bool(r['sabotage']): r | dict(path=out/r['notebook']) for r in rows}
 
 
 def needs(*names): return pytest.mark.parametrize('names', [names], ids=[names[-1]])
@@ -94,6 +99,13 @@ def test_smoke_passes(records, names):
     assert len(row['claims']) >= least and len({c['claim'] for c in row['claims']}) == len(row['claims'])
     slow = f'{names[0]} took {row["seconds"]:.0f} s; smoke is meant to end within 30 s on two quiet cores'
     if row['seconds'] > 45: warnings.warn(slow)
+    if names[0].split('/')[0] not in STRICT: return
+    nb = nbformat.read(row['path'], 4)
+    outputs = [(i, o) for i, c in enumerate(nb.cells) if c.cell_type == 'code' for o in c.outputs]
+    said = [(i, o.text[:200]) for i, o in outputs if o.output_type == 'stream' and o.name == 'stderr']
+    assert not said, f'on the error stream: {said}'
+    lacks = [(i, nb.cells[i].source[:80], o.data[FIGURE]['lacks']) for i, o in outputs if FIGURE in o.get('data', {})]
+    assert not lacks, f'figures lack something: {lacks}'
 
 
 @needs('imaging/classification', 'imaging/again')

@@ -117,13 +117,13 @@ def test_time_goes_to_what_a_cell_does(tmp_path):
 
 def test_a_module_that_is_edited_meanwhile_is_read_anew(tmp_path):
     import json
-    from medlearn.kit.code import reached
+    from medlearn.kit.code import all_code
     (tmp_path/'nb.ipynb').write_text(json.dumps(dict(cells=[dict(cell_type='code', source='import medlearn.data.x', metadata={})])))
     (tmp_path/'data').mkdir()
     seen = []
     for text in ('a = 1', 'a = 22', 'a = 333'):
         (tmp_path/'data/x.py').write_text(text)
-        seen.append(reached(tmp_path/'nb.ipynb', tmp_path)[1]['data/x'])
+        seen.append(all_code(tmp_path/'nb.ipynb', tmp_path)[1]['data/x'])
     assert len(set(seen)) == 3
 
 

@@ -65,7 +65,7 @@ def test_each_part_changes_the_key(job, tmp_path, monkeypatch):
             R._installed.cache_clear()
             seen[name] = R.key_of(make())
         R._installed.cache_clear()
-    modules = R.code.reached(make().path)[1]
+    modules = R.code.all_code(make().path)[1]
     assert 'kit/figures' in modules
     changed('module', lambda m: m.setattr(R.code, 'reached', lambda path: ([], modules | {'kit/figures': 'other'})))
     changed('processor', lambda m: m.setattr(R, 'processor', lambda: 'another'))

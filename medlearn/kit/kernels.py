@@ -14,7 +14,7 @@ from pathlib import Path
 import medlearn
 from jupyter_client.provisioning import LocalProvisioner
 from traitlets import Unicode
-from .code import reached
+from .code import all_code
 from .machine import gpu_at_hand
 
 # %% ../../nbs/kit/11_kernels.ipynb #f011b1f3
@@ -39,7 +39,7 @@ def to_warm(paths, # of the notebooks that will run
     "Modules outside medlearn that several chapters import"
     seen = Counter()
     for path in paths:
-        codes,modules = reached(path)
+        codes,modules = all_code(path)
         told = [_named(ast.walk(ast.parse(c))) for c in codes] + [_heads(name) for name in modules]
         seen.update({name for names in told for name in names})
     return [n for n,k in seen.most_common() if k >= at_least and n.split('.')[0] not in _left_out]

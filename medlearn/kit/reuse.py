@@ -68,7 +68,7 @@ def key_parts(job, # a `runner.Job`
              )->dict: # name of a part -> what it is, or its digest; None if the result should not be kept
     "All that decides a job's result"
     if foreign_paths(): return None
-    try: modules = code.reached(job.path)[1]
+    try: modules = code.all_code(job.path)[1]
     except SyntaxError: return None
     whole = environment(Path(), threads, device)
     env = {k: v for k,v in whole.items() if k.startswith(tuple(_variables)) and k not in _private}
