@@ -5,9 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given,settings,strategies as st
-from medlearn.data import doors,images as I
-from medlearn.data import outlines as Outlines
-from medlearn.data import splits as Splits
+from medlearn.data import doors,images as I,outlines as O
+from medlearn.data.splits import check_leak,duplicates,split_by_group
 from medlearn.kit import fetch as F
 from medlearn.kit import cards as Cards
 from medlearn.kit.cards import DataError
@@ -16,7 +15,7 @@ SHARED = Path(__file__).parent.parent.parent/'shared'/'data'
 
 @pytest.fixture(scope='module')
 def lidc():
-    try: return Outlines.lidc_nodules()
+    try: return O.lidc_nodules()
     except DataError as e: pytest.skip(f'the LIDC-IDRI annotations cannot be had here: {e}')
 
 def disc(radius, pad=2):
@@ -39,7 +38,7 @@ def test_a_contour_gives_back_its_disc(radius, every):
     mask = disc(radius, 4)
     xy = ring(mask)
     if every == 1: xy = np.r_[xy, xy[:1]]
-    got = Outlines.fill(xy, [len(xy)], [0], [len(mask)], mask.size).reshape(mask.shape)
+    got = O.fill(xy, [len(xy)], [0], [len(mask)], mask.size).reshape(mask.shape)
     assert (got == mask).all()
 
 @settings(max_examples=60, deadline=None)
@@ -47,20 +46,20 @@ def test_a_contour_gives_back_its_disc(radius, every):
 def test_area_in_mm2_does_not_depend_on_the_scanner(radius_mm, spacing):
     mask = disc(radius_mm/spacing)
     mm = .75
-    area = Outlines.to_grid(mask, spacing, 64, mm).sum()/255*mm**2
+    area = O.to_grid(mask, spacing, 64, mm).sum()/255*mm**2
     assert area == pytest.approx(mask.sum()*spacing**2, rel=.01)
     assert area == pytest.approx(np.pi*radius_mm**2, rel=max(.05, spacing/radius_mm))
 
 def test_two_contours_and_a_hole_share_a_picture():
     xy = np.array([[0,0],[6,0],[6,6],[0,6], [2,2],[4,2],[4,4],[2,4], [8,0],[12,0],[12,6],[8,6]])
-    got = Outlines.fill(xy, [4, 4, 4], [0, 0, 0], [13]*3, 7*13).reshape(7, 13)
+    got = O.fill(xy, [4, 4, 4], [0, 0, 0], [13]*3, 7*13).reshape(7, 13)
     assert got.sum() == 25-9 + 15 and not got[2:5, 2:5].any()
 
 @settings(max_examples=40, deadline=None)
 @given(radius=st.floats(5, 40), scale=st.integers(2, 5))
 def test_normalised_pictures_have_one_size(radius, scale):
     mask = disc(radius)
-    a,b = Outlines.same_size(mask),Outlines.same_size(np.kron(mask, np.ones((scale, scale), np.uint8)))
+    a,b = O.same_size(mask),O.same_size(np.kron(mask, np.ones((scale, scale), np.uint8)))
     assert abs(a.sum(dtype=float)/b.sum(dtype=float) - 1) < .06
     for p in (a, b): assert abs(np.ptp(np.flatnonzero((p > 127).any(0))) + 1 - 48) <= 2
 
@@ -68,31 +67,31 @@ def test_nodules_are_found_in_any_order():
     rng = np.random.default_rng(0)
     centre = np.repeat(rng.uniform(0, 400, (30, 3)), 3, axis=0) + rng.normal(0, .5, (90, 3))
     scan,radius = np.repeat(np.arange(30)//5, 3),np.full(90, 4.)
-    a = Outlines.same_nodule(centre, radius, scan)
+    a = O.same_nodule(centre, radius, scan)
     p = rng.permutation(90)
-    b = Outlines.same_nodule(centre[p], radius[p], scan[p])
+    b = O.same_nodule(centre[p], radius[p], scan[p])
     assert len(set(a)) == 30 and len(set(zip(a[p], b))) == 30
 
 def test_no_nodule_has_more_than_four_readings():
     line = np.c_[np.arange(9)*1., np.zeros((9, 2))]
-    assert np.bincount(Outlines.same_nodule(line, np.full(9, 3.), np.zeros(9, int))).max() <= 4
-    assert np.bincount(Outlines.same_nodule(np.zeros((3, 3)), np.ones(3), np.array(['a', 'b', 'a']))).tolist() == [2, 1]
+    assert np.bincount(O.same_nodule(line, np.full(9, 3.), np.zeros(9, int))).max() <= 4
+    assert np.bincount(O.same_nodule(np.zeros((3, 3)), np.ones(3), np.array(['a', 'b', 'a']))).tolist() == [2, 1]
 
 def test_agreement_of_readers_is_no_ceiling():
     "What learned the mean of many readers is nearer to one of them than another reader is"
     def outline(r):
         y,x = np.mgrid[-20:21, -20:21]
-        return Outlines.Mask((x*x + y*y <= r*r).astype(np.uint8)[None], np.zeros(1), (0, 0), (1, 1, 1))
+        return O.Mask((x*x + y*y <= r*r).astype(np.uint8)[None], np.zeros(1), (0, 0), (1, 1, 1))
     radii = np.random.default_rng(0).normal(10, 1.2, 60)
     readers,mean = [outline(r) for r in radii],outline(radii.mean())
-    between = np.mean([Outlines.overlap(a, b) for i,a in enumerate(readers) for b in readers[:i]])
-    assert np.mean([Outlines.overlap(mean, r) for r in readers]) > between + .02
+    between = np.mean([O.overlap(a, b) for i,a in enumerate(readers) for b in readers[:i]])
+    assert np.mean([O.overlap(mean, r) for r in readers]) > between + .02
 
 # LIDC-IDRI
 
 def test_a_majority_is_nearer_to_a_reader_than_another_reader(lidc):
     "Nodules with four outlines: three against the fourth, on one slice that all have"
-    df,masks,one,three = Outlines.lidc_readings(),Outlines.lidc_masks(),[],[]
+    df,masks,one,three = O.lidc_readings(),O.lidc_masks(),[],[]
     for _,g in df[df.groupby('nodule').reading.transform('size') == 4].groupby('nodule').head(4).groupby('nodule'):
         some = [masks[r] for r in g.reading]
         z = max(some[0].z, key=lambda at: sum(at in m.z for m in some))
@@ -113,7 +112,7 @@ def test_a_majority_is_nearer_to_a_reader_than_another_reader(lidc):
     assert gain.mean() > 3*gain.std()/200**.5
 
 def test_readings_agree_with_the_database(lidc):
-    df = Outlines.lidc_readings()
+    df = O.lidc_readings()
     assert len(df) == 6859 and df.patient.nunique() == 875 and df.scan.nunique() == 883
     assert df.malignancy.value_counts().sort_index().tolist() == [1020, 1580, 2606, 962, 691]
     assert df.groupby('nodule').reader.agg(lambda r: sorted(r) == list(range(1, len(r)+1))).all() and df.reader.max() <= 4
@@ -121,14 +120,14 @@ def test_readings_agree_with_the_database(lidc):
     assert (df.area_mm2 > 0).all() and df.pixel_spacing.between(.4, 1).all()
 
 def test_columns_come_first(lidc):
-    _,_,contours = Outlines._lidc_tables()
+    _,_,contours = O._lidc_tables()
     x,y = np.array([c.split('\n', 1)[0].split(',') for c in contours.coords], dtype=int).T
     assert (abs(x-256) < 26).mean() < .3*(abs(y-256) < 26).mean()
 
 def test_masks_agree_with_another_way_to_fill(lidc):
     from PIL import Image,ImageDraw
-    _,_,contours = Outlines._lidc_tables()
-    masks,wrong,total = Outlines.lidc_masks(),0,0
+    _,_,contours = O._lidc_tables()
+    masks,wrong,total = O.lidc_masks(),0,0
     for r in np.random.default_rng(1).choice(6859, 100, replace=False)+1:
         rows,m = contours[contours.reading == r],masks[r]
         if rows.z.duplicated().any(): continue
@@ -140,27 +139,27 @@ def test_masks_agree_with_another_way_to_fill(lidc):
     assert wrong < 1e-4*total
 
 def test_two_calls_are_equal(lidc):
-    again = Outlines.lidc_nodules()
+    again = O.lidc_nodules()
     assert (again.images == lidc.images).all() and (again.split == lidc.split).all() and again.table.equals(lidc.table)
     assert lidc.images.dtype == np.uint8 and lidc.images.shape == (4253, 64, 64) and np.bincount(lidc.labels).tolist() == [2600, 1653]
-    Outlines.lidc_masks.cache_clear(), Outlines._readings.cache_clear(), Outlines._lidc_tables.cache_clear()
-    assert (Outlines.lidc_nodules().images == lidc.images).all()
+    O.lidc_masks.cache_clear(), O._readings.cache_clear(), O._lidc_tables.cache_clear()
+    assert (O.lidc_nodules().images == lidc.images).all()
 
 def test_what_is_kept_is_what_is_made(lidc):
-    made,kept = Outlines._mask_arrays(),Outlines.lidc_masks()
+    made,kept = O._mask_arrays(),O.lidc_masks()
     assert sum(m.voxels.size for m in kept.values()) == made['flat'].size and made['whole'][:, 0].tolist() == list(kept)
     assert (np.concatenate([m.voxels.ravel() for m in kept.values()]) == made['flat']).all()
-    pd.testing.assert_frame_equal(Outlines._measured(), Outlines.lidc_readings())
+    pd.testing.assert_frame_equal(O._measured(), O.lidc_readings())
     for i in (0, 1000, 4000):
         m = kept[int(lidc.table.reading[i])]
         largest = m.voxels[m.voxels.sum((1, 2), dtype=int).argmax()]
-        assert (Outlines.to_grid(largest, m.spacing[1], 64, .75) == lidc.images[i]).all()
+        assert (O.to_grid(largest, m.spacing[1], 64, .75) == lidc.images[i]).all()
 
 def test_a_patient_keeps_the_split(lidc):
-    more = Outlines.lidc_nodules(size=32, keep_indeterminate=True)
+    more = O.lidc_nodules(size=32, keep_indeterminate=True)
     assert len(more) == 6859 and set(more.labels) == {0, 1, 2}
-    assert Splits.check_leak(np.r_[lidc.split, more.split], np.r_[lidc.groups, more.groups]) == 875
-    shapes = Outlines.lidc_nodules(normalise=True)
+    assert check_leak(np.r_[lidc.split, more.split], np.r_[lidc.groups, more.groups]) == 875
+    shapes = O.lidc_nodules(normalise=True)
     assert (shapes.labels == lidc.labels).all() and shapes.mm is None
     area = lambda s: s.images.sum((1, 2), dtype=float)
     assert pd.Series(area(shapes)).corr(lidc.table.area_mm2, 'spearman') < .3
@@ -181,28 +180,28 @@ rows = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 2)), min_size=30, m
 def test_splits_never_leak(rows, seed):
     groups,labels = np.array(rows).T
     if len(set(groups)) < 3:
-        with pytest.raises(DataError, match='patients'): Splits.split_by_group(groups, labels)
+        with pytest.raises(DataError, match='patients'): split_by_group(groups, labels)
         return
-    split = Splits.split_by_group(groups, labels, seed=seed)
-    assert Splits.check_leak(split, groups) == len(set(groups))
+    split = split_by_group(groups, labels, seed=seed)
+    assert check_leak(split, groups) == len(set(groups))
     assert set(split) == {'train', 'valid', 'test'}
-    assert (split == Splits.split_by_group(groups, labels, seed=seed)).all()
+    assert (split == split_by_group(groups, labels, seed=seed)).all()
 
 def test_splits_are_balanced():
     rng = np.random.default_rng(0)
     groups,labels = rng.integers(0, 400, 3000),rng.integers(0, 3, 3000)
-    split = Splits.split_by_group(groups, labels)
+    split = split_by_group(groups, labels)
     shares = pd.crosstab(labels, split, normalize='index')[['train', 'valid', 'test']]
     assert abs(shares - [.6, .15, .25]).to_numpy().max() < .02
-    many = Splits.split_by_group(groups, np.eye(3, dtype=int)[labels])
+    many = split_by_group(groups, np.eye(3, dtype=int)[labels])
     assert abs(pd.Series(many).value_counts(normalize=True)['train'] - .6) < .02
 
 def test_a_leak_is_named():
-    with pytest.raises(DataError, match='patient p2 is in train and test'): Splits.check_leak(['train', 'train', 'test', 'valid'], ['p1', 'p2', 'p2', 'p3'])
+    with pytest.raises(DataError, match='patient p2 is in train and test'): check_leak(['train', 'train', 'test', 'valid'], ['p1', 'p2', 'p2', 'p3'])
 
 @pytest.mark.parametrize('fractions', [(.5, .5), (.5, .5, .5), (1, 0, 0), (1.2, -.1, -.1)])
 def test_fractions_are_checked(fractions):
-    with pytest.raises(DataError, match='sum to 1'): Splits.split_by_group(range(10), [0]*10, fractions)
+    with pytest.raises(DataError, match='sum to 1'): split_by_group(range(10), [0]*10, fractions)
 
 # .npz files
 
@@ -329,7 +328,7 @@ def test_facts_count_what_pandas_counts(saved):
 def test_equal_pictures_are_found():
     images = np.random.default_rng(0).integers(0, 255, (6, 4, 4), dtype=np.uint8)
     images[[4, 5]] = images[[1, 1]]
-    assert [r.tolist() for r in Splits.duplicates(images)] == [[1, 4, 5]] and Splits.duplicates(images[:4]) == []
+    assert [r.tolist() for r in duplicates(images)] == [[1, 4, 5]] and duplicates(images[:4]) == []
 
 def test_npz_that_is_no_npz(tmp_path, saved):
     (tmp_path/'text.npz').write_text('not a zip')

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 from medlearn.data import pictures as P
-from medlearn.data import folders as Folders
-from medlearn.data import shortcuts as Shortcuts
+from medlearn.data.folders import picture_folder,SPLITS
+from medlearn.data.shortcuts import cheat,further,giveaways
 from medlearn.data.splits import duplicates
 from medlearn.kit import fetch as F
 from medlearn.kit.cards import DataError
@@ -67,7 +67,7 @@ def test_modes(tmp_path, mode, colour):
 
 def test_opacity_is_told(folder):
     Image.fromarray(noise(c=4)).save(folder/'ill'/'P19_x.png')
-    assert Folders.picture_folder(folder, side=16).told['with opacity'].startswith('1')
+    assert picture_folder(folder, side=16).told['with opacity'].startswith('1')
 
 def test_photographs_of_phones_bring_previews_along(tmp_path):
     "Many phones write MPO: a JPEG with further pictures behind it"
@@ -96,14 +96,14 @@ def test_dicom_low_white_is_turned_round(tmp_path, folder):
         ds.save_as(folder/'ill'/(f'P1{i}_d{i}' if i else 'P10_d.dcm'))
     got,how = P.read_picture(folder/'ill'/'P10_d.dcm')
     assert how['inverted'] and np.corrcoef(got.ravel(), stored.ravel())[0, 1] < -.5
-    data = Folders.picture_folder(folder, side=16, patient=r'(P\d+)_')
+    data = picture_folder(folder, side=16, patient=r'(P\d+)_')
     assert data.told['stored with low values white'] == '6, turned round' and data.told['with more than 8 bits'].startswith('6')
     assert len(data) == 30 and data.images.shape == (30, 16, 16, 3) and '6 grey ones became colour' in data.told['colour']
 
 # Folders of classes
 
 def test_class_folders(folder):
-    data = Folders.picture_folder(folder, side=20)
+    data = picture_folder(folder, side=20)
     want = {f.relative_to(folder).as_posix(): np.asarray(Image.open(f)) for f in folder.rglob('*.png')}
     assert data.classes == ['healthy', 'ill'] and list(data.table.file) == sorted(want) and data.groups is None
     assert all((x == want[f]).all() for x,f in zip(data.images, data.table.file)) # 20 pixels stay 20
@@ -112,15 +112,15 @@ def test_class_folders(folder):
     assert {n for n,_ in F.seen} >= {'data'}
 
 def test_people_by_a_pattern_of_the_path(folder):
-    data = Folders.picture_folder(folder, side=16, patient=r'(P\d+)_')
+    data = picture_folder(folder, side=16, patient=r'(P\d+)_')
     assert len(set(data.groups)) == 12 and pd.Series(data.split).groupby(data.groups).nunique().max() == 1
     assert (data.groups == [f.split('/')[1].split('_')[0] for f in data.table.file]).all()
-    with pytest.raises(DataError, match=r"finds no patient in healthy/P00_0.png. Put brackets around"): Folders.picture_folder(folder, patient=r'(Q\d+)')
-    assert (Folders.picture_folder(folder, side=16, patient=r'^(P\d+)_').groups == data.groups).all() # a name is enough
+    with pytest.raises(DataError, match=r"finds no patient in healthy/P00_0.png. Put brackets around"): picture_folder(folder, patient=r'(Q\d+)')
+    assert (picture_folder(folder, side=16, patient=r'^(P\d+)_').groups == data.groups).all() # a name is enough
     for f in list(folder.rglob('*.png')): # one folder a person below the class
         (f.parent/f.stem.split('_')[0]).mkdir(exist_ok=True)
         f.rename(f.parent/f.stem.split('_')[0]/'image.png' if f.stem.endswith(('0', '2', '4', '6', '8')) else f.parent/f.stem.split('_')[0]/'other.png')
-    again = Folders.picture_folder(folder, side=16, patient='([^/]+)/[^/]+$')
+    again = picture_folder(folder, side=16, patient='([^/]+)/[^/]+$')
     assert len(set(again.groups)) == 12 and again.classes == ['healthy', 'ill']
 
 def test_people_above_their_classes_are_not_taken_for_classes(tmp_path):
@@ -128,11 +128,11 @@ def test_people_above_their_classes_are_not_taken_for_classes(tmp_path):
         for c in ('naevus', 'melanoma'):
             (tmp_path/f'P{who}'/c).mkdir(parents=True)
             for i in range(2): Image.fromarray(noise()).save(tmp_path/f'P{who}'/c/f'{i}.png')
-    with pytest.raises(DataError, match='P0, P1, P2 lie above melanoma, naevus again and again: which of the two is the class.*level = 1'): Folders.picture_folder(tmp_path)
-    data = Folders.picture_folder(tmp_path, side=16, level=1, patient='^([^/]+)/')
+    with pytest.raises(DataError, match='P0, P1, P2 lie above melanoma, naevus again and again: which of the two is the class.*level = 1'): picture_folder(tmp_path)
+    data = picture_folder(tmp_path, side=16, level=1, patient='^([^/]+)/')
     assert data.classes == ['melanoma', 'naevus'] and len(set(data.groups)) == 6
     assert [data.classes[y] for y in data.labels] == [f.split('/')[1] for f in data.table.file]
-    assert len(Folders.picture_folder(tmp_path, side=16, level=0).classes) == 6
+    assert len(picture_folder(tmp_path, side=16, level=0).classes) == 6
 
 @pytest.mark.parametrize('names', [('train', 'val', 'test'), ('Training', 'validation', 'testing'), ('train', 'test')])
 def test_splits_by_folder_are_kept(folder, names, tmp_path):
@@ -140,8 +140,8 @@ def test_splits_by_folder_are_kept(folder, names, tmp_path):
         to = tmp_path/'split'/names[(i%4 > 1) + (i%4 > 2)*(len(names) > 2)]/f.parent.name/f.name
         to.parent.mkdir(parents=True, exist_ok=True)
         f.rename(to)
-    data = Folders.picture_folder(tmp_path/'split', side=16)
-    given = np.array([Folders.SPLITS[f.split('/')[0].lower()] for f in data.table.file])
+    data = picture_folder(tmp_path/'split', side=16)
+    given = np.array([SPLITS[f.split('/')[0].lower()] for f in data.table.file])
     assert data.classes == ['healthy', 'ill'] and data.splits == ['train', 'valid', 'test']
     if len(names) == 3: assert (data.split == given).all() and data.told['split'] == 'as given'
     else: assert (data.split[given == 'test'] == 'test').all() and (data.split[given == 'train'] != 'test').all() and 'valid from train' in data.told['split']
@@ -150,10 +150,10 @@ def test_equal_pictures_stay_together(folder):
     x = noise()
     for c in ('healthy', 'ill'):
         for i in range(3): Image.fromarray(x).save(folder/c/f'P9{i}_t.png')
-    data = Folders.picture_folder(folder, side=20)
+    data = picture_folder(folder, side=20)
     (rows,) = duplicates(data.images)
     assert len(rows) == 6 and len(set(data.split[rows])) == 1 and 'with two labels, so that no model can be right on both: 1' in data.facts()['the same picture twice']
-    data = Folders.picture_folder(folder, side=20, patient=r'(P\d+)_')
+    data = picture_folder(folder, side=20, patient=r'(P\d+)_')
     assert len(set(data.split[duplicates(data.images)[0]])) == 1 and pd.Series(data.split).groupby(data.groups).nunique().max() == 1
 
 def test_one_patient_in_two_splits_is_refused(folder, tmp_path):
@@ -161,29 +161,29 @@ def test_one_patient_in_two_splits_is_refused(folder, tmp_path):
         to = tmp_path/'split'/('train', 'val', 'test')[i%3]/f.parent.name/f.name
         to.parent.mkdir(parents=True, exist_ok=True)
         f.rename(to)
-    with pytest.raises(DataError, match='is in .* and .*such patients'): Folders.picture_folder(tmp_path/'split', patient=r'(P\d+)_')
+    with pytest.raises(DataError, match='is in .* and .*such patients'): picture_folder(tmp_path/'split', patient=r'(P\d+)_')
 
 def test_what_lies_about_is_named(folder, tmp_path):
     (folder/'Thumbs.db').write_bytes(b'x')
     (folder/'ill'/'notes.txt').write_text('x')
-    assert Folders.picture_folder(folder, side=16).told['no pictures'] in ('Thumbs.db (1), notes.txt (1)', 'notes.txt (1), Thumbs.db (1)')
+    assert picture_folder(folder, side=16).told['no pictures'] in ('Thumbs.db (1), notes.txt (1)', 'notes.txt (1), Thumbs.db (1)')
     Image.fromarray(noise()).save(folder/'lost.png')
-    with pytest.raises(DataError, match='lost.png lies beside the folders of the classes'): Folders.picture_folder(folder)
+    with pytest.raises(DataError, match='lost.png lies beside the folders of the classes'): picture_folder(folder)
     with pytest.raises(DataError, match='holds no pictures: none of its 1 files'):
-        (tmp_path/'e').mkdir(), (tmp_path/'e'/'a.doc').write_text('x'), Folders.picture_folder(tmp_path/'e')
-    with pytest.raises(DataError, match='12 pictures and no labels'): Folders.picture_folder(folder/'healthy')
+        (tmp_path/'e').mkdir(), (tmp_path/'e'/'a.doc').write_text('x'), picture_folder(tmp_path/'e')
+    with pytest.raises(DataError, match='12 pictures and no labels'): picture_folder(folder/'healthy')
 
 def test_a_broken_picture_is_refused_or_left_out(folder):
     (folder/'ill'/'P15_z.png').write_bytes(b'no picture')
-    with pytest.raises(DataError, match='P15_z.png cannot be read.*1 of 25 pictures.*drop_bad'): Folders.picture_folder(folder)
-    data = Folders.picture_folder(folder, side=16, drop_bad=True)
+    with pytest.raises(DataError, match='P15_z.png cannot be read.*1 of 25 pictures.*drop_bad'): picture_folder(folder)
+    data = picture_folder(folder, side=16, drop_bad=True)
     assert len(data) == 24 and 'P15_z.png' in data.told['not read'] and not data.table.file.str.contains('P15_z').any()
 
 def test_links_are_followed_once(folder, tmp_path):
     (tmp_path/'real').mkdir()
     for f in (folder/'ill').iterdir(): f.rename(tmp_path/'real'/f.name)
     (folder/'ill').rmdir(), (folder/'ill').symlink_to(tmp_path/'real'), (tmp_path/'real'/'round').symlink_to(tmp_path/'real')
-    assert len(Folders.picture_folder(folder, side=16)) == 24
+    assert len(picture_folder(folder, side=16)) == 24
 
 # Sizes
 
@@ -192,61 +192,61 @@ def test_fits(folder):
         x = np.concatenate([np.zeros((20, 10), np.uint8), np.full((20, 20), 200, np.uint8), np.full((20, 10), 100, np.uint8)], 1)
         x[19, 20] = i # none is the same as another
         Image.fromarray(x).save(f)
-    crop,pad,squash = (Folders.picture_folder(folder, side=20, fit=f).images[0] for f in ('crop', 'pad', 'squash'))
+    crop,pad,squash = (picture_folder(folder, side=20, fit=f).images[0] for f in ('crop', 'pad', 'squash'))
     assert (crop[:15] == 200).all() and (pad[:4] == 0).all() and abs(pad[10, 6:13] - 200.).max() < 5 and (squash[:, 0] < 60).all() and (squash[:15, 10] == 200).all()
-    assert '50 % of the longer side is cut away' in Folders.picture_folder(folder, side=20).told['brought to']
-    with pytest.raises(ValueError, match='crop, pad, squash'): Folders.picture_folder(folder, fit='stretch')
+    assert '50 % of the longer side is cut away' in picture_folder(folder, side=20).told['brought to']
+    with pytest.raises(ValueError, match='crop, pad, squash'): picture_folder(folder, fit='stretch')
 
 def test_pictures_of_many_sizes(folder):
     for i,f in enumerate(folder.rglob('*.png')): Image.fromarray(noise(20 + i, 40 - i)).save(f)
-    data = Folders.picture_folder(folder, side=16)
+    data = picture_folder(folder, side=16)
     assert data.images.shape == (24, 16, 16, 3) and 'and 21 more' in data.told['stored as']
 
 # Tables
 
 def test_table(listed):
     at,rows = listed
-    data = Folders.picture_folder(at, side=20)
+    data = picture_folder(at, side=20)
     assert data.classes == ['sick', 'well'] and 'positive = ' in data.told['which is positive']
     order = {f: i for i,f in enumerate(rows.file)}
     at_row = [order[f] for f in data.table.file]
     assert [data.classes[y] for y in data.labels] == list(rows.label.iloc[at_row]) and list(data.groups) == list(rows.patient.iloc[at_row])
-    assert Folders.picture_folder(at, side=16, positive='sick').classes == ['well', 'sick']
-    with pytest.raises(DataError, match='the classes are sick and well'): Folders.picture_folder(at, positive='ill')
+    assert picture_folder(at, side=16, positive='sick').classes == ['well', 'sick']
+    with pytest.raises(DataError, match='the classes are sick and well'): picture_folder(at, positive='ill')
 
 @pytest.mark.parametrize('text', ['file;label;patient\n', 'file\tlabel\tpatient\n', '\ufefffile,label,patient\r\n'])
 def test_tables_as_spreadsheets_write_them(listed, text):
     at,rows = listed
     mark = next(m for m in ';\t,' if m in text)
     (at/'labels.csv').write_text(text + ''.join(f'{mark.join(r)}\n' for r in rows.to_numpy()), encoding='utf-8')
-    assert len(set(Folders.picture_folder(at, side=16).groups)) == 6
+    assert len(set(picture_folder(at, side=16).groups)) == 6
 
 def test_several_findings(listed):
     at,rows = listed
     many = rows.drop(columns=['label', 'patient']).assign(edema=[1, 0, 1, 0]*3, effusion=[0, 0, 1, 1]*3)
     many.to_csv(at/'labels.csv', index=False)
-    wide = Folders.picture_folder(at, side=16)
+    wide = picture_folder(at, side=16)
     assert wide.multilabel and wide.classes == ['edema', 'effusion'] and wide.labels.sum(0).tolist() == [6, 6]
     words = [' | '.join(c for c in ('edema', 'effusion') if r[c]) or 'No Finding' for _,r in many.iterrows()]
     rows.drop(columns='patient').assign(label=words).to_csv(at/'labels.csv', index=False)
-    long = Folders.picture_folder(at, side=16, nothing='No Finding')
+    long = picture_folder(at, side=16, nothing='No Finding')
     assert long.classes == wide.classes and (long.labels == wide.labels).all()
-    assert Folders.picture_folder(at, side=16).classes == ['No Finding', 'edema', 'effusion']
+    assert picture_folder(at, side=16).classes == ['No Finding', 'edema', 'effusion']
 
 def test_a_column_that_happens_to_hold_0_and_1_is_no_label(listed):
     at,rows = listed
     rows.rename(columns=dict(label='dx')).assign(smoker=[0, 1]*6).to_csv(at/'labels.csv', index=False)
-    with pytest.raises(DataError, match='has no column label; it has dx, smoker.*label = "COLUMN"'): Folders.picture_folder(at)
-    assert Folders.picture_folder(at, side=16, label='dx').classes == ['sick', 'well']
+    with pytest.raises(DataError, match='has no column label; it has dx, smoker.*label = "COLUMN"'): picture_folder(at)
+    assert picture_folder(at, side=16, label='dx').classes == ['sick', 'well']
 
 def test_other_columns(listed):
     at,rows = listed
     rows.rename(columns=dict(file='img', label='dx', patient='mrn')).assign(age=range(40, 52)).to_csv(at/'labels.csv', index=False)
-    data = Folders.picture_folder(at, side=16, file='img', label='dx', patient='mrn')
-    assert len(set(data.groups)) == 6 and sorted(data.table.age.astype(int)) == list(range(40, 52)) and Shortcuts.further(data) == ['age']
-    with pytest.raises(DataError, match='no column file; it has img, dx, mrn'): Folders.picture_folder(at)
-    with pytest.raises(DataError, match='no column .dxx.; .*label = "dx"'): Folders.picture_folder(at, file='img', label='dxx')
-    with pytest.raises(DataError, match='no column label'): Folders.picture_folder(at, file='img')
+    data = picture_folder(at, side=16, file='img', label='dx', patient='mrn')
+    assert len(set(data.groups)) == 6 and sorted(data.table.age.astype(int)) == list(range(40, 52)) and further(data) == ['age']
+    with pytest.raises(DataError, match='no column file; it has img, dx, mrn'): picture_folder(at)
+    with pytest.raises(DataError, match='no column .dxx.; .*label = "dx"'): picture_folder(at, file='img', label='dxx')
+    with pytest.raises(DataError, match='no column label'): picture_folder(at, file='img')
 
 faults = {
     'row 3: there is no picture .gone.png.': lambda r: r.replace(dict(file={'x2.png': 'gone.png'})),
@@ -264,34 +264,34 @@ def test_faults_of_tables_are_named(listed, said):
     at,rows = listed
     many = rows.assign(edema=[0, 1, 0, 1, 2] + [0]*7, effusion=[0, 1]*6)
     (faults[said](rows) if faults[said] else many).to_csv(at/'labels.csv', index=False)
-    with pytest.raises(DataError, match=said): Folders.picture_folder(at, label=None if faults[said] else ['edema', 'effusion'])
+    with pytest.raises(DataError, match=said): picture_folder(at, label=None if faults[said] else ['edema', 'effusion'])
 
 def test_a_table_that_was_cut_is_refused(listed):
     at,_ = listed
     text = (at/'labels.csv').read_text()
     (at/'labels.csv').write_text(text[:-10])
-    with pytest.raises(DataError, match='row 12 has .* the file was cut'): Folders.picture_folder(at)
+    with pytest.raises(DataError, match='row 12 has .* the file was cut'): picture_folder(at)
     (at/'labels.csv').write_bytes(text.encode('utf-16'))
-    with pytest.raises(DataError, match='labels.csv is not UTF-8'): Folders.picture_folder(at)
+    with pytest.raises(DataError, match='labels.csv is not UTF-8'): picture_folder(at)
 
 def test_unknown_labels_are_left_out_as_asked(listed):
     at,rows = listed
     rows.assign(label=['NA', *rows.label[1:]]).to_csv(at/'labels.csv', index=False)
-    data = Folders.picture_folder(at, side=16, unknown='leave out')
+    data = picture_folder(at, side=16, unknown='leave out')
     assert len(data) == 11 and '1 rows are not known' in data.told['labels from']
 
 def test_pictures_outside_the_table_are_told(listed):
     at,_ = listed
     Image.fromarray(noise()).save(at/'extra.png')
-    data = Folders.picture_folder(at, side=16)
+    data = picture_folder(at, side=16)
     assert len(data) == 12 and data.told['not in the table'] == '1 pictures, left out, such as extra.png'
 
 def test_names_that_two_pictures_have(listed):
     at,rows = listed
     for d in 'ab': (at/d).mkdir(), Image.fromarray(noise()).save(at/d/'x0.png')
-    assert len(Folders.picture_folder(at, side=16)) == 12 # x0.png is a path from the folder on
+    assert len(picture_folder(at, side=16)) == 12 # x0.png is a path from the folder on
     rows.replace(dict(file={'x0.png': 'x0'})).to_csv(at/'labels.csv', index=False)
-    with pytest.raises(DataError, match="row 1: 'x0' is the name of 3 pictures"): Folders.picture_folder(at)
+    with pytest.raises(DataError, match="row 1: 'x0' is the name of 3 pictures"): picture_folder(at)
 
 # What gives the class away
 
@@ -300,26 +300,26 @@ def test_size_and_tint_are_noticed(folder):
         x = np.full((30 if i < 5 else 20, 20, 3), (40, 90, 200) if i < 5 else (200, 90, 40), np.uint8)
         Image.fromarray(x + noise(*x.shape)//64).save(f)
     for f in (folder/'healthy').iterdir(): Image.fromarray(np.full((20, 20, 3), (200, 90, 40), np.uint8) + noise()//64).save(f)
-    data = Folders.picture_folder(folder, side=16)
-    table = Shortcuts.giveaways(data)
+    data = picture_folder(folder, side=16)
+    table = giveaways(data)
     assert table.loc['size 30×20'].tolist() == [0, 5] and table.loc['another tint at the rim'].tolist() == [0, 5]
-    right,common = Shortcuts.cheat(data)
+    right,common = cheat(data)
     assert common == .5 and right > .6
     assert 'size 30×20: ill 5' in data.told['may give the class away']
 
 def test_without_a_cue_a_forest_guesses(folder):
     for f in folder.rglob('*.png'): Image.fromarray(np.pad(noise(16, 16), ((2, 2), (2, 2), (0, 0)))).save(f)
-    data = Folders.picture_folder(folder, side=16)
-    assert list(Shortcuts.giveaways(data).index) == ['all'] and abs(Shortcuts.cheat(data)[0] - .5) < .35
+    data = picture_folder(folder, side=16)
+    assert list(giveaways(data).index) == ['all'] and abs(cheat(data)[0] - .5) < .35
 
 def test_blood_cells_as_they_lie():
     at = SHARED/'pbc_blood_cells'
     if not at.is_dir(): pytest.skip(f'{at} is absent')
-    data = Folders.picture_folder(at, side=28)
+    data = picture_folder(at, side=28)
     assert len(data) == 1360 and len(data.classes) == 8 and data.groups is None and data.images.shape[1:] == (28, 28, 3)
     first = np.asarray(Image.open(at/data.table.file[0]).convert('RGB').crop((0, 1, 254, 255)).resize((28, 28), Image.Resampling.BICUBIC))
     assert abs(first.astype(int) - data.images[0]).max() <= 6
-    table = Shortcuts.giveaways(data)
+    table = giveaways(data)
     assert table.loc['size 256×256', ['erythroblast', 'ig']].tolist() == [4, 5] and table.loc['size 256×256'].sum() == 9
     cameras = dict(basophil=10, monocyte=9, lymphocyte=5, ig=5, erythroblast=4, neutrophil=4, eosinophil=2, platelet=0) # of the set's README
     assert table.loc['another tint at the rim'].to_dict() == cameras
