@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['special', 'indiana_table', 'Reports', 'same_text', 'indiana', 'decoded', 'read_reports', 'deidentified',
-           'report_sections', 'words', 'Vocab', 'Padded', 'to_ids', 'Mention', 'mentions']
+           'report_sections', 'words', 'Vocab', 'PaddedReports', 'to_ids', 'Mention', 'mentions']
 
 # %% ../../nbs/data/21_text.ipynb #44b02ea5
 import csv,gzip,io,json,re,tarfile,warnings
@@ -109,7 +109,9 @@ def indiana(labels:str='normal', # "normal": normal or not; "mesh": one column f
     return Reports(ids, text, y, where, classes, f'indiana_reports, {labels}', ids, df)
 
 # %% ../../nbs/data/21_text.ipynb #44056be8
-def decoded(path, encoding):
+def decoded(path, # of a text file
+            encoding, # of the file: "utf-8", "cp1252", ...; a mark at its beginning says utf-16
+           )->str:
     "Text of a file, or a `DataError` that names the byte"
     try: raw = Path(path).expanduser().read_bytes()
     except OSError as e: raise DataError(f'{path} cannot be read: {e.strerror}. Check the path.') from None
@@ -218,7 +220,7 @@ class Vocab:
         return float(np.mean([w not in self.number for row in tokens for w in row]))
 
 # %% ../../nbs/data/21_text.ipynb #1a284580
-class Padded(NamedTuple):
+class PaddedReports(NamedTuple):
     "Reports of different lengths in one array"
     ids: np.ndarray # numbers of the words, int64, shape (n, longest); 1 (xxpad) after the end
     lengths: np.ndarray # words of each, int64, shape (n,)
@@ -229,13 +231,13 @@ class Padded(NamedTuple):
 def to_ids(tokens:list, # words of each report
            vocab:Vocab, # from the training reports
            longest:int=None, # cut after so many words; default: keep all
-          )->Padded:
+          )->PaddedReports:
     "Numbers of the words of several reports, padded at the end"
     lengths = np.array([len(row[:longest]) for row in tokens], np.int64)
     if not lengths.all(): raise DataError(f'report {int(lengths.argmin())} of {len(tokens)} has no words. Leave it out: nothing can be read from it.')
     ids = np.full((len(tokens), lengths.max(initial=0)), vocab.number['xxpad'], np.int64)
     for i,(row,n) in enumerate(zip(tokens, lengths)): ids[i, :n] = vocab.encode(row[:n])
-    return Padded(ids, lengths)
+    return PaddedReports(ids, lengths)
 
 # %% ../../nbs/data/21_text.ipynb #f204bc06
 _ends = re.compile(r'(?i)[.;!?](?=\s|$|[A-Z])|\n|\b(?:but|however|although|though|except|apart from|aside from|other than|otherwise|which|while|whereas|yet|due to|secondary to|there (?:is|are))\b')
