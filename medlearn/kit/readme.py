@@ -75,12 +75,13 @@ def contents(nbs:Path # folder of the notebooks
 
 # %% ../../nbs/kit/21_readme.ipynb #6daf93bd
 paths = {
-    'A student, with one year of Python': (('data/images', 'data/scans', 'foundations/networks', 'foundations/evaluation', 'foundations/convolution',
+    'A student, with one year of Python': (('data/images', 'data/splits', 'data/scans', 'foundations/networks', 'foundations/convolution', 'foundations/evaluation',
                                             'imaging/classification', 'imaging/segmentation'),
         'train a network on medical images, judge it on patients it has not seen, and say by an interval whether it beats a plain baseline'),
-    'A clinician or researcher, with data': (('data/images', 'data/pictures', 'data/doors', 'foundations/networks', 'foundations/evaluation', 'imaging/classification'),
+    'A clinician or researcher, with data': (('data/images', 'data/splits', 'data/folders', 'data/shortcuts', 'data/doors', 'foundations/networks', 'foundations/evaluation',
+                                             'imaging/classification'),
         'bring your own pictures, know what a network could cheat with, and tell a figure worth acting on from one that is not'),
-    'An engineer, who has trained networks elsewhere': (('data/scans', 'data/annotations', 'foundations/evaluation', 'foundations/training', 'imaging/detection',
+    'An engineer, who has trained networks elsewhere': (('data/scans', 'data/masks', 'foundations/evaluation', 'foundations/training', 'foundations/loading', 'imaging/detection',
                                                          'foundations/scaling'),
         'read scans without losing units, millimetres or left and right, keep patients apart, and train on a GPU or a cluster and know what it costs')}
 
