@@ -56,7 +56,7 @@ def both(tmp_path_factory):
 def outputs(root, row, of):
     cells = json.loads((root/of/row['notebook']).read_text())['cells']
     text = json.dumps([[{k: v for k, v in o.items() if k != 'transient'} for o in c['outputs']] for c in cells if c['cell_type'] == 'code'])
-    return re.sub(r'<td>\d\d:\d\d</td>|\d\d:\d\d', '', text) # fastai shows how long an epoch took
+    return re.sub(r'<td>\d\d:\d\d</td>|\d\d:\d\d|"commit": "\w+\+?"|commit \w{12}\+?', '', text) # how long an epoch took; a commit made meanwhile
 
 
 @linux
