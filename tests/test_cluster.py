@@ -125,6 +125,7 @@ def test_ended_from_outside_nothing_is_left(tmp_path, how):
     chapter(nbs, 'foundations/01_first', '1', claim(True))
     chapter(nbs, 'foundations/02_long', f'pids = {str(pids)!r}', SLEEPS)
     code = f'''from medlearn.kit.cluster import run_on
+from medlearn.kit.runner import plan
 if __name__ == '__main__': run_on(plan(folder={str(nbs)!r}), {str(out)!r}, 'local:1')'''
     script, tmp = tmp_path/'script.py', tmp_path/'tmp'
     script.write_text(code)
