@@ -155,9 +155,12 @@ def memory(data, # `ImageSet`
     import numpy as np
     side,size = data.images.shape[1],data.images.nbytes + data.labels.nbytes
     def peak(source):
-        code = f'from medlearn.foundations.bench import _train_from; print(_train_from({source!r}, {bs}, {side}, {str(device)!r}))'
+        code = ('from medlearn.foundations.bench import _train_from; '
+                f'print(_train_from({source!r}, {bs}, {side}, {str(device)!r}))')
         env = os.environ | dict(MALLOC_MMAP_THRESHOLD_='65536')
-        return float(subprocess.run([sys.executable, '-W', 'ignore', '-c', code], stdout=subprocess.PIPE, env=env, text=True, check=True).stdout)
+        done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], stdout=subprocess.PIPE, env=env,
+                              text=True, check=True)
+        return float(done.stdout)
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder, 'images.npz'))
         np.savez(file, images=data.images, labels=data.labels, split=data.split)
@@ -177,7 +180,8 @@ def bench(dataset='pneumoniamnist', # grey images with splits train and valid: b
     "Throughput, memory and time to quality, in one run"
     import torch
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    name = torch.cuda.get_device_name() if str(device).startswith('cuda') else f'{device}, {torch.get_num_threads()} threads'
+    name = f'{device}, {torch.get_num_threads()} threads'
+    if str(device).startswith('cuda'): name = torch.cuda.get_device_name()
     res,real,speed = dict(throughput=None, time_to_quality=None, device=name, peak_mb=None, expected_mb=None),True,{}
     try: data = dataset if hasattr(dataset, 'images') else images_from(dataset)
     except DataError as e: data,real,res['reason'] = noise(),False,str(e)
@@ -187,7 +191,8 @@ def bench(dataset='pneumoniamnist', # grey images with splits train and valid: b
         speed[f'{side}x{side}'] = throughput(images, repeats, device=device) | memory(images, device=device)
     if speed:
         first,*more = speed
-        res['throughput'] = {k: v for k,v in speed[first].items() if not k.endswith('_mb')} | dict(size=first) | {k: speed[k] for k in more}
+        res['throughput'] = {k: v for k,v in speed[first].items() if not k.endswith('_mb')}
+        res['throughput'] |= dict(size=first) | {k: speed[k] for k in more}
         for k in ('peak_mb', 'expected_mb'): res[k] = speed[first][k]
     if only != 'throughput' and real:
         tell(f'time to quality; the published recipe is given {minutes:g} minutes')
@@ -201,7 +206,8 @@ def bounds(result:dict # of `bench`
     gpu,rows = not result['device'].startswith(('cpu', 'mps')),[]
     def row(what, value, at_least=None, at_most=None):
         holds = None if value is None else value >= at_least if at_least else value <= at_most
-        rows.append(dict(what=what, value=value, bound=f'≥ {at_least}' if at_least else f'≤ {at_most}', holds=holds))
+        bound = f'≥ {at_least}' if at_least else f'≤ {at_most}'
+        rows.append(dict(what=what, value=value, bound=bound, holds=holds))
     t,q = result['throughput'],result['time_to_quality']
     for size,s in ([(t['size'], t | result)] + [(k, v) for k,v in t.items() if 'x' in k]) if t else []:
         row(f'{size}: medlearn / limit', s['ratios']['medlearn/limit'], .9 if gpu else .95)

@@ -51,7 +51,9 @@ class TensorSet:
                  kind:str='category', # what the targets are: "category", "multi", "value", "mask" or "boxes"
                  vocab:list=(), # names of the classes
                  split_idx:int=1, # 0 for training, 1 for validation
-                ): self.x,self.y,self.kind,self.vocab,self.split_idx = x,y,kind,CategoryMap(list(vocab), sort=False),split_idx
+                ):
+        self.x,self.y,self.kind,self.split_idx = x,y,kind,split_idx
+        self.vocab = CategoryMap(list(vocab), sort=False)
     def __len__(self): return len(self.x)
     def __getitem__(self, i): return self.x[i], *(t[i] for t in self.y)
     @property
@@ -92,25 +94,29 @@ def check_set(data:ImageSet, # all splits
     if not isinstance(images, np.ndarray) or images.dtype == object:
         shapes = [np.shape(i) for i in images]
         odd = next((i for i,s in enumerate(shapes) if s != shapes[0]), None)
-        if odd is not None: raise DataError(f'{name}: image {odd} is {shapes[odd]}, image 0 is {shapes[0]}. Bring all to one size, '
-                                            'for example with skimage.transform.resize.')
+        if odd is not None:
+            raise DataError(f'{name}: image {odd} is {shapes[odd]}, image 0 is {shapes[0]}. Bring all to one size, '
+                            'for example with skimage.transform.resize.')
         raise DataError(f'{name}: images are a {type(images).__name__}: give one array, np.stack(images)')
     targets = dict(mask='masks', boxes='boxes').get(kind, 'labels')
     for what in (targets, 'split'):
         if len(getattr(data, what)) != len(images):
-            raise DataError(f'{name}: {len(images)} images but {len(getattr(data, what))} {what}. Each image needs one: '
+            raise DataError(f'{name}: {len(images)} images but {len(getattr(data, what))} {what}. '
+                            'Each image needs one: '
                             'check for rows that were skipped on reading.')
     if images.dtype.kind == 'f':
         bad = np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(1))
         if len(bad): raise DataError(f'{name}: image {bad[0]} has NaN or infinite pixels ({len(bad)} such images). '
                                      'Leave it out, or fill the gap knowingly with np.nan_to_num.')
     for s in ('train', 'valid'):
-        if not (data.split == s).any(): raise DataError(f'{name}: the split {s!r} is empty. Split again with larger shares.')
+        if not (data.split == s).any():
+            raise DataError(f'{name}: the split {s!r} is empty. Split again with larger shares.')
     if getattr(data, 'groups', None) is not None and not share_patients: check_leak(data.split, data.groups)
     if kind == 'category':
         have = np.unique(data.labels[data.split == 'train'])
-        if len(have) == 1: raise DataError(f'{name}: every training image is {data.classes[have[0]]!r}: with a single class there '
-                                           'is nothing to learn. Check the labels, or add images of another class.')
+        if len(have) == 1:
+            raise DataError(f'{name}: every training image is {data.classes[have[0]]!r}: with a single class there '
+                            'is nothing to learn. Check the labels, or add images of another class.')
     return data
 
 # %% ../../nbs/foundations/09_loading.ipynb #cd3d6926
@@ -155,7 +161,9 @@ class TensorLoader(TfmdDL):
                 ):
         super().__init__(dataset, bs=bs, shuffle=shuffle, num_workers=0, do_setup=False, after_batch=after_batch,
                          drop_last=drop_last, device=dataset.x.device)
-        if shuffle and self.n == 1: raise DataError('one case to train on: a network learns from differences between cases. Add cases to the training split.')
+        if shuffle and self.n == 1:
+            raise DataError('one case to train on: a network learns from differences between cases. '
+                            'Add cases to the training split.')
         self.weights,self._types,self._n_inp = weights,dataset.types,1
     def to(self, device):
         self.dataset.to(device)
@@ -194,7 +202,8 @@ def to_tensors(data:ImageSet, # one split
     if kind == 'boxes': y = pad_boxes(data.boxes, data.labels)
     else: y = data.masks if kind == 'mask' else data.labels,
     as_float = kind in ('multi', 'value')
-    y = [torch.as_tensor(t) if t.dtype == np.float32 else torch.as_tensor(t, dtype=torch.float32 if as_float else torch.int64) for t in map(np.ascontiguousarray, y)]
+    y = [torch.as_tensor(t) if t.dtype == np.float32 else
+         torch.as_tensor(t, dtype=torch.float32 if as_float else torch.int64) for t in map(np.ascontiguousarray, y)]
     return TensorSet(channels_first(data.images), *y, kind=kind, vocab=data.classes)
 
 # %% ../../nbs/foundations/09_loading.ipynb #a737e4ca
@@ -205,15 +214,18 @@ def tensor_loaders(data:ImageSet, # with splits train and valid
                    side:int=None, # resize to this many pixels a side
                    device=None, # where the images stay; fastai's default: the GPU where there is one
                    seed:int=0, # of the choice of n
-                   kind:str=None, # of the targets, see `TensorSet`; by default masks, boxes or labels, the first that are there
+                   kind:str=None, # of the targets, see `TensorSet`; default: masks, boxes or labels, the first there
                    balanced:bool=False, # draw the classes equally often
                    share_patients:bool=False, # let patients be in two splits
                   )->DataLoaders: # train and valid
     "Loaders of the training and the validation split, normalised by the training split"
     has = lambda what: getattr(data, what, None) is not None
-    if kind is None: kind = 'mask' if has('masks') else 'boxes' if has('boxes') else 'multi' if data.multilabel else 'category'
+    if kind is None:
+        kind = ('mask' if has('masks') else 'boxes' if has('boxes') else
+                'multi' if data.multilabel else 'category')
     check_set(data, kind, share_patients)
-    train,valid,device = data.part('train'),data.part('valid'),default_device() if device is None else torch.device(device)
+    train,valid = data.part('train'),data.part('valid')
+    device = default_device() if device is None else torch.device(device)
     if n and n < len(train): train = train.take(np.sort(np.random.default_rng(seed).permutation(len(train))[:n]))
     weights = torch.as_tensor(1/np.bincount(train.labels)[train.labels]) if balanced else None
     train,valid = (to_tensors(d, kind).to(device) for d in (train, valid))

@@ -21,8 +21,8 @@ from ..kit.cards import DataError
 def _randomness(learn):
     name,keys,*rest = np.random.get_state()
     gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return dict(python=random.getstate(), numpy=[name, torch.as_tensor(keys.astype(np.int64)), *rest], torch=torch.get_rng_state(),
-                gpu=gpu, loaders=[dl.rng.getstate() for dl in learn.dls.loaders])
+    return dict(python=random.getstate(), numpy=[name, torch.as_tensor(keys.astype(np.int64)), *rest],
+                torch=torch.get_rng_state(), gpu=gpu, loaders=[dl.rng.getstate() for dl in learn.dls.loaders])
 
 # %% ../../nbs/foundations/10_resuming.ipynb #a83dbd1b
 def _restore_randomness(learn, s):
@@ -90,9 +90,12 @@ class Resume(Callback):
         if not self.file.is_file(): return
         try: s = torch.load(self.file, map_location=self.dls.device, weights_only=True)
         except Exception as e:
-            raise DataError(f'{self.file} cannot be read as a checkpoint ({type(e).__name__}): delete it, and training starts anew') from e
+            raise DataError(f'{self.file} cannot be read as a checkpoint ({type(e).__name__}): '
+                            'delete it, and training starts anew') from e
         other = [k for k,v in self.settings.items() if s['settings'][k] != v]
-        if other: raise DataError(f'{self.file} belongs to another training: its {", ".join(other)} differ. Give each training a file of its own.')
+        if other:
+            raise DataError(f'{self.file} belongs to another training: its {", ".join(other)} differ. '
+                            'Give each training a file of its own.')
         self.start,rec = s['epoch'],self.recorder
         self.model.load_state_dict(s['model'])
         self.opt.load_state_dict(dict(state=s['opt'][0], hypers=L(s['opt'][1])))

@@ -121,9 +121,10 @@ def fastai_loaders(data, # `ImageSet`
         path = Path(folder, split, label, f'{i}.png')
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
-    augment = f.aug_transforms(do_flip=False, max_rotate=10, min_zoom=.9, max_zoom=1.1, max_lighting=.1, max_warp=0, p_affine=1,
-                               p_lighting=1, pad_mode='border')
-    block = f.DataBlock((f.ImageBlock(f.PILImageBW), f.CategoryBlock), get_items=f.get_image_files, get_y=f.parent_label,
+    augment = f.aug_transforms(do_flip=False, max_rotate=10, min_zoom=.9, max_zoom=1.1, max_lighting=.1, max_warp=0,
+                               p_affine=1, p_lighting=1, pad_mode='border')
+    block = f.DataBlock((f.ImageBlock(f.PILImageBW), f.CategoryBlock), get_items=f.get_image_files,
+                        get_y=f.parent_label,
                         splitter=f.GrandparentSplitter(), batch_tfms=[*augment, f.Normalize.from_stats([.5], [.5])])
     return block.dataloaders(folder, bs=bs, device=device)
 

@@ -139,7 +139,8 @@ def features(learn:Learner, # trained on a `TensorLoader`; its model is a `Seque
     x,want,dl = channels_first(images),tuple(learn.dls.train.x.shape[1:]),learn.dls.valid
     if tuple(x.shape[1:]) != want:
         size = lambda s: f'{"×".join(map(str, s[1:]))} pixels in {s[0]} channel' + 's'*(s[0] > 1)
-        raise DataError(f'images of {size(x.shape[1:])}, but the model was trained on {size(want)}: bring them to its size, '
+        raise DataError(f'images of {size(x.shape[1:])}, but the model was trained on {size(want)}: '
+                        'bring them to its size, '
                         'for example with skimage.transform.resize')
     body = learn.model.eval()[:-1]
     return torch.cat([body(dl.prepare(b.to(dl.device))) for b in x.split(bs)]).float().cpu().numpy()
