@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given,settings,strategies as st
 from scipy.stats import norm,somersd
+from types import SimpleNamespace
 from sklearn import metrics as sk
 from medlearn.data import images as I
 from medlearn.foundations import evaluation as E
@@ -343,3 +344,16 @@ def test_a_class_that_nobody_calls_has_no_precision_and_no_warning():
     judge = E.Judge(I.ImageSet(np.zeros((30, 4, 4), np.uint8), labels, np.repeat('test', 30), list('abc')), 50)
     with warnings.catch_warnings(action='error'): table = judge.report(p/p.sum(1, keepdims=True))
     assert table.loc['precision'].isna().all() and table.loc['accuracy'].notna().all()
+
+
+def test_tables_of_intervals():
+    rng = np.random.default_rng(0)
+    data = SimpleNamespace(labels=np.arange(60) % 2, classes=['a', 'b'], groups=np.arange(60)//2, multilabel=False)
+    class Split(SimpleNamespace):
+        def __len__(self): return 60
+    judge = E.Judge(Split(**vars(data)), 50)
+    scores = dict(noise=rng.random(60), truth=data.labels*1.)
+    table = judge.table(scores)
+    assert table.columns.tolist() == ['AUROC', 'low', 'high'] and table.index.tolist() == ['noise', 'truth']
+    assert tuple(table.loc['noise']) == judge.auroc(scores['noise']) and tuple(table.loc['truth']) == (1, 1, 1)
+    assert E.interval_table({'x': (1, 0, 2)}, 'Dice').loc['x', 'Dice'] == 1

@@ -7,8 +7,9 @@ __all__ = ['brier', 'ece', 'plot_reliability', 'net_benefit', 'plot_decision', '
 
 # %% ../../nbs/foundations/04_calibration.ipynb #ac5bb55f
 import numpy as np
-from .evaluation import check_alike,own_axes,DASHES,as_numbers,check_scores,as_weights,as_truth
+from .evaluation import check_alike,as_numbers,check_scores,as_weights,as_truth
 from ..kit.cards import DataError
+from ..kit.plots import DASHES,own_axes
 
 # %% ../../nbs/foundations/04_calibration.ipynb #f8126ce5
 def brier(y:np.ndarray, # truth: bool, shape (n,)
