@@ -67,7 +67,7 @@ def test_each_part_changes_the_key(job, tmp_path, monkeypatch):
         R._installed.cache_clear()
     modules = R.code.all_code(make().path)[1]
     assert 'kit/figures' in modules
-    changed('module', lambda m: m.setattr(R.code, 'reached', lambda path: ([], modules | {'kit/figures': 'other'})))
+    changed('module', lambda m: m.setattr(R.code, 'all_code', lambda path: ([], modules | {'kit/figures': 'other'})))
     changed('processor', lambda m: m.setattr(R, 'processor', lambda: 'another'))
     changed('python', lambda m: m.setattr(R.sys, 'version', '3.99'))
     changed('device', lambda m: m.setattr(R, '_device', lambda device: 'gpu X'))
