@@ -10,7 +10,9 @@ import json,os,warnings
 from pathlib import Path
 from xml.etree import ElementTree
 import numpy as np
-from .masks import files_by_name,kinds_of_pictures,MaskSet,on_one_shape,split_files,first_twice
+from .masks import kinds_of_pictures,MaskSet,on_one_shape
+from .pictures import files_by_name,first_twice
+from .splits import split_files
 from .splits import check_leak,patients_in
 from ..kit.cards import DataError
 from ..kit.fetch import used_together

@@ -17,7 +17,7 @@ from .images import Facts,ImageSet,medmnist,read_npz
 from .outlines import lidc_nodules
 from .splits import duplicates
 from .folders import picture_folder
-from .pictures import is_picture,walk
+from .pictures import is_picture,files_below
 from .shortcuts import further
 from ..kit.cards import DataError,digest_of,unknown_name
 from ..kit.fetch import load,load_npz,used
@@ -55,8 +55,6 @@ def _read_by(kind):
     module,_,name = kind.reader.partition(':')
     return getattr(import_module(f'medlearn.data.{module}'), name)
 
-# %% ../../nbs/data/23_doors.ipynb #d720aa55
-#@title What lies at a path
 def _pair(p): return next((n for n in (('imagesTr', 'labelsTr'), ('images', 'labels'), ('images', 'masks')) if all((p/x).is_dir() for x in n)), None)
 
 def _in_file(p):
@@ -77,11 +75,11 @@ def _in_folder(p):
                            records={'measurements.csv', 'measurements.csv.gz'} & names, mimic={'patients', 'admissions'} <= stems,
                            entities={'train.tsv', 'devel.tsv', 'test.tsv'} <= names).items():
         if there: return kind
-    if pair := _pair(p): return 'volumes' if any(f.name.lower().endswith(('.nii', '.nii.gz', '.nrrd')) for f in walk(p/pair[0])) else 'mask_folder'
+    if pair := _pair(p): return 'volumes' if any(f.name.lower().endswith(('.nii', '.nii.gz', '.nrrd')) for f in files_below(p/pair[0])) else 'mask_folder'
     if heads := sorted(n for n in names if n.endswith('.hea')): raise DataError(f'{p} holds records of WFDB ({len(heads)}). Name one of them: {p/heads[0]}.')
     if any(n.endswith(('.nii', '.nii.gz', '.nrrd')) for n in names):
         raise DataError(f'{p} holds volumes without masks. Put them into imagesTr, and their masks under the same names into labelsTr.')
-    if any(is_picture(f) for f in walk(p)): return 'pictures'
+    if any(is_picture(f) for f in files_below(p)): return 'pictures'
     raise DataError(f'{p} holds nothing that a chapter reads: {", ".join(sorted(names)[:5]) or "no files"}. Chapters read pictures with labels, pictures or volumes with masks, '
                     'boxes of COCO or VOC, images.npz with table.csv, measurements.csv with outcomes.csv, tables of MIMIC-III, PTB-XL, reports, tagged sentences.')
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from .images import covered,ImageSet
-from .pictures import read_pictures,ENDINGS,FITS,is_picture,walk
+from .pictures import read_pictures,ENDINGS,FITS,is_picture,files_below
 from .records import not_known
 from .shortcuts import cheat,giveaways
 from .splits import check_leak,duplicates,patients_in,split_by_group,tied
@@ -250,7 +250,7 @@ def picture_folder(folder:str, # pictures, sub-folders allowed, with labels.csv;
     if fit not in FITS: raise ValueError(f'fit is {fit!r}: it is {", ".join(FITS)}')
     if unknown not in ('refuse', 'leave out', 'keep'): raise ValueError(f'unknown is {unknown!r}: it is refuse, leave out or keep')
     if not folder.is_dir(): raise DataError(f'{folder} is not a folder. Check the path.')
-    every = walk(folder)
+    every = files_below(folder)
     paths = [p for p in every if is_picture(p)]
     if not paths: raise DataError(f'{folder} holds no pictures: none of its {len(every)} files ends in {", ".join(ENDINGS)}.')
     files,at = [p.relative_to(folder).as_posix() for p in paths],folder/table

@@ -153,7 +153,11 @@ class _Whole:
     def __iter__(self): return iter(self.file)
 
 # %% ../../nbs/data/17_hospital.ipynb #4b63b732
-def mimic_table(path, columns, optional=(), chunk=None):
+def mimic_table(path:Path, # of a CSV file, gzipped or not
+                columns:list, # that it must have
+                optional:tuple=(), # that are read where they are there
+                chunk:int=None, # rows of a part
+               ): # parts of the table
     "A table in parts of `chunk` rows, or as one part: columns in lower case; refused where the last row has no line end"
     try:
         has = [c.lower() for c in pd.read_csv(path, nrows=0).columns]
@@ -169,7 +173,11 @@ def mimic_table(path, columns, optional=(), chunk=None):
     except (OSError, EOFError, ValueError, zlib.error, pd.errors.ParserError) as e: raise DataError(f'{path} cannot be read: {e}. Fetch it again.') from e
 
 # %% ../../nbs/data/17_hospital.ipynb #0ae66f8c
-def as_dates(df, path, columns, empty=()):
+def as_dates(df, # table
+             path, # of it, for messages
+             columns, # that hold dates
+             empty:tuple=(), # those that may be missing
+            ): # the table, with dates
     "The columns as dates, or the row that holds none; those in `empty` may be missing"
     for c in columns:
         day = pd.to_datetime(df[c], errors='coerce', format='ISO8601')

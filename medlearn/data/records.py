@@ -62,7 +62,9 @@ def read_pickled(raw:bytes, # a pickled DataFrame, xz-compressed or not
     except Exception as e: raise DataError(f'{what} is not a pickled table as pandas 1 and 2 write it: {type(e).__name__}: {e}. Fetch it again.') from e
 
 # %% ../../nbs/data/13_records.ipynb #5815a3aa
-def fetched(c, id):
+def fetched(c, # card
+            id, # of the file
+           ): # its path
     "Verified file of a card, linked from another card's cache where that has it"
     path,digest = cached_path(c, id),c.file(id).digest
     if not path.exists():

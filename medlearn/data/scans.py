@@ -15,7 +15,9 @@ from ..kit.cards import card,DataError
 from ..kit.fetch import fetch,read_member
 
 # %% ../../nbs/data/07_scans.ipynb #6e180c4b
-def needed(package):
+def needed(package:str # to be imported
+          ): # the module
+    "An optional package, or what to install"
     from importlib import import_module
     try: return import_module(package)
     except ImportError as e:
@@ -30,7 +32,6 @@ def _groups(ds, name):
     common = own[0] if shared else None
     return [f or common for f in own[len(shared[:1]):]] or [common] if any(own) else []
 
-# %% ../../nbs/data/07_scans.ipynb #3a5275d1
 def _looked_up(values, ds, kind='LUT'):
     "Values through a table of a DICOM header, and the bits of its entries; entries of 8 bits may be packed"
     (n,first,bits),data = (ds[f'{kind}{k}'].value for k in ('Descriptor', 'Data'))
@@ -39,7 +40,6 @@ def _looked_up(values, ds, kind='LUT'):
     table = np.frombuffer(data, 'u1' if bits == 8 and len(data) < 2*n else f'{order}u2')
     return table[np.clip(np.rint(values).astype(np.int64)-first, 0, n-1)],bits
 
-# %% ../../nbs/data/07_scans.ipynb #a7a67b40
 def _rescaled(stored, ds):
     "Stored values through the file's table, or times slope plus intercept: given once, for all frames, or for each"
     from pydicom.pixels import apply_modality_lut
@@ -53,7 +53,6 @@ def _rescaled(stored, ds):
     if len(frames) == 1: return stored*slope[0] + shift[0]
     return stored*slope[:, None, None] + shift[:, None, None]
 
-# %% ../../nbs/data/07_scans.ipynb #b8df7f6a
 def low_is_white(ds):
     "Whether low values are meant to be white, which is said; never so for those that are quantities"
     inverse = ds.get('PhotometricInterpretation') == 'MONOCHROME1' or ds.get('PresentationLUTShape') == 'INVERSE'
@@ -70,7 +69,6 @@ def _bright(values, ds):
     sums = 2**int(table[0].LUTDescriptor[2])-1 if table else _rescaled(np.zeros(values.shape)+ends.sum()/2, ds)*2
     return sums - values
 
-# %% ../../nbs/data/07_scans.ipynb #1d33b6d0
 def _from_dicom(path, make):
     "make(header) and the header, where what goes wrong names the file"
     pydicom = needed('pydicom')
@@ -211,7 +209,6 @@ def _in_mm(affine, units, name):
                         'Name the unit in its header: in nibabel, img.header.set_xyzt_units("micron"); in NRRD, "space units".')
     return np.diag([*(sizes.get(u, 1) for u in known), 1]) @ affine
 
-# %% ../../nbs/data/07_scans.ipynb #b3834f19
 def read_nifti(path:str # .nii or .nii.gz
               )->tuple: # array, float32, axes to the right, front, head (and time); affine, 4 x 4, voxel to mm
     "Array and affine of a NIfTI file, turned to the closest RAS orientation; metres and microns become mm"

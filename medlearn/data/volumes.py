@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .masks import MaskSet,numbered_classes,pairs_by_name,split_files
+from .masks import MaskSet,numbered_classes,pairs_by_name
+from .splits import split_files
 from .scans import as_slices,paired,read_nifti,read_nrrd,window
 from .splits import split_by_group
 from ..kit.cards import card,DataError

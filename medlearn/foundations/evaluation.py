@@ -26,7 +26,10 @@ def _refuse(v, ok, what, wanted, **named):
     bad = np.argwhere(~ok)
     raise DataError(f'{_place(bad[0], **named)}: {what} is {v[tuple(bad[0])]}, {wanted} ({len(bad)} of {v.size} are so). '
                     'Mend what made it, or leave such cases out and say how many they were.')
-def as_numbers(v, what='score', **named):
+def as_numbers(v, # any array
+               what:str='score', # they are, for messages
+               **named, # of, classes, groups: where a value stands
+              )->np.ndarray: # of finite numbers
     "Numbers as they are; nan and infinity refused"
     v = np.asarray(v)
     if v.dtype.kind == 'O':
@@ -34,7 +37,10 @@ def as_numbers(v, what='score', **named):
     if v.dtype.kind not in 'biuf' or not v.ndim: raise ValueError(f'{what} of type {v.dtype}, shape {v.shape}: numbers are wanted')
     if v.dtype.kind == 'f' and not (ok := np.isfinite(v)).all(): _refuse(v, ok, what, 'no finite number', **named)
     return v
-def as_truth(y, what='truth', **named):
+def as_truth(y, # of 0 and 1
+             what:str='truth', # it is, for messages
+             **named, # as in `as_numbers`
+            )->np.ndarray: # bool
     "Truth as bool; anything but 0 and 1 refused"
     y = as_numbers(y, what, **named)
     if y.dtype.kind != 'b' and not (ok := (y == 0) | (y == 1)).all(): _refuse(y, ok, what, 'neither 0 nor 1', **named)
@@ -47,7 +53,9 @@ def _both(y, of='', classes=None, groups=None):
         col = '' if y.ndim < 2 else f'column {j}: ' if classes is None else f'class {classes[j]!r}: '
         raise DataError(f'{of and of + ": "}{col}no {"negative" if n[j] else "positive"} case among {len(y)}, so nothing to tell apart. '
                         'Take a set that holds both, or leave this one out.')
-def as_weights(w, y):
+def as_weights(w, # shape (n,) or (b, n); None: all alike
+               y, # what is weighed, n rows
+              )->np.ndarray: # shape (b, n)
     "Weights, shape (b, n)"
     if w is None: return np.ones((1, len(y)))
     w = np.atleast_2d(w)
@@ -61,7 +69,13 @@ def check_alike(*arrays):
     for b in others:
         if a != b: raise ValueError(f'shapes {a} and {b}: they must be alike')
     if 0 in a: raise DataError(f'shape {a}: there is nothing to judge')
-def check_scores(y, *scores, w=None, both=True, share=False, **named):
+def check_scores(y, # truth, shape (n,) or (n, k)
+                 *scores, # of that shape
+                 w=None, # weights, shape (b, n)
+                 both:bool=True, # must both answers occur?
+                 share:bool=False, # must they lie between 0 and 1?
+                 **named, # as in `as_numbers`
+                )->tuple: # truth, scores, weights
     "Truth (bool), scores and weights that can be judged: alike, finite, both answers there; from 0 to 1 where `share`"
     y,scores = as_truth(y, **named),[as_numbers(s, **named) for s in scores]
     if y.ndim > 2: raise ValueError(f'truth of shape {y.shape}: (n,) or (n, k) is wanted')

@@ -75,7 +75,7 @@ def contents(nbs:Path # folder of the notebooks
 
 # %% ../../nbs/kit/22_readme.ipynb #6daf93bd
 paths = {
-    'A student, with one year of Python': (('data/images', 'data/splits', 'data/scans', 'foundations/networks', 'foundations/convolution', 'foundations/evaluation',
+    'A student, with one year of Python': (('data/images', 'data/splits', 'data/scans', 'foundations/networks', 'foundations/evaluation', 'foundations/convolution',
                                             'imaging/classification', 'imaging/segmentation'),
         'train a network on medical images, judge it on patients it has not seen, and say by an interval whether it beats a plain baseline'),
     'A clinician or researcher, with data': (('data/images', 'data/splits', 'data/folders', 'data/shortcuts', 'data/doors', 'foundations/networks', 'foundations/evaluation',
