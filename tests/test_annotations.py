@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medlearn.data import annotations as A
 from medlearn.data import boxes as Boxes
 from medlearn.data import masks as Masks
 from medlearn.data import volumes as Volumes

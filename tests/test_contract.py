@@ -175,8 +175,8 @@ def test_shows_its_data_card(name):
 
 # Lessons whose prose still holds figures that were typed by hand, and how many. This list may only shrink:
 # a lesson is remade on `keep` and `reached`, and its line goes.
-TYPED = {'foundations/calibration': 7, 'foundations/agreement': 1,
-         
+TYPED = {
+    'foundations/calibration': 7, 'foundations/agreement': 1,
     'data/records': 3,
     'data/signals': 5,
     'foundations/networks': 6,

@@ -189,7 +189,7 @@ def import_joint(folder, columns):
 # Wrong doors
 
 def test_a_wrong_door_names_the_right_one(tmp_path):
-    with pytest.raises(DataError, match='boxes, as Pascal VOC writes them: data/annotations, imaging/detection takes it'): D.images_from(voc(tmp_path/'voc'))
+    with pytest.raises(DataError, match='boxes, as Pascal VOC writes them: data/boxes, imaging/detection takes it'): D.images_from(voc(tmp_path/'voc'))
     with pytest.raises(DataError, match='measurements and outcomes.*sequences/records'): D.scans_from(records(tmp_path/'rec'))
     with pytest.raises(DataError, match='nowhere is not there'): D.images_from('/nowhere')
     with pytest.raises(DataError, match='nafld'): D.records_from('naflt')

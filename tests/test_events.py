@@ -217,7 +217,7 @@ def test_nafld_counts(nafld):
 @pytest.mark.parametrize('raw', [False, True])
 def test_nafld_from_the_cache_is_nafld_as_published(nafld, raw, monkeypatch):
     E.nafld(raw)
-    who,tests,events = E._nafld('nafld1', 'nafld2', 'nafld3')
+    who,tests,events = E.nafld_tables('nafld1', 'nafld2', 'nafld3')
     monkeypatch.setattr(E, 'read_pickled', lambda *args, **kw: pytest.fail('made anew'))
     kept = E.nafld(raw)
     who = who.set_index('id')

@@ -9,7 +9,7 @@ import pytest
 from colab_lane import extras_of, needs, plain
 from packaging.requirements import Requirement
 
-from medlearn.kit.code import reached
+from medlearn.kit.code import all_code
 from medlearn.kit.catalog import chapters
 
 root = Path(__file__).parent.parent
@@ -76,7 +76,7 @@ def within(name):
 
 @pytest.mark.parametrize('name', CHAPTERS)
 def test_a_chapter_imports_what_its_set_up_brings(name):
-    codes, modules = reached(CHAPTERS[name])
+    codes, modules = all_code(CHAPTERS[name])
     extras = extras_of(CHAPTERS[name])
     sources = {m: of_module(m) for m in modules} | {name: {n for c in codes for n in imports(ast.parse(c))}}
     lacking = {}

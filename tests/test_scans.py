@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import pytest
-from medlearn.data import annotations as A,doors,phantom as P,scans as S
+from medlearn.data import doors,phantom as P,scans as S
 from medlearn.data import boxes as Boxes
 from medlearn.data import masks as Masks
 from medlearn.data import volumes as Volumes
