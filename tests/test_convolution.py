@@ -78,7 +78,7 @@ ROOT = Path(__file__).parent.parent
 def chapter():
     "Functions and classes of the story, by name"
     import torch.nn.functional as F
-    cells = nbformat.read(ROOT/'nbs/foundations/07_convolution.ipynb', 4).cells
+    cells = nbformat.read(ROOT/'nbs/foundations/03_convolution.ipynb', 4).cells
     space = dict(torch=torch, nn=nn, np=np, F=F, out_size=out_size, x=torch.zeros(1, dtype=torch.float64))
     for name in ('slide', 'pool', 'slide_all', 'blocks', 'normalised', 'BatchNormByHand', 'network'):
         exec(next(c.source.split('\nkeep(')[0] for c in cells if f'def {name}(' in c.source or f'class {name}(' in c.source), space)

@@ -170,7 +170,7 @@ def test_from_a_wheel(tmp_path):
     assert any(c.get('attachments') for c in nbformat.read(tmp_path/'mine/index.ipynb', 4).cells)
 
 
-@pytest.mark.parametrize('name', ['imaging/01_classification', 'kit/13_reuse', 'index'])
+@pytest.mark.parametrize('name', ['imaging/01_classification', 'kit/14_reuse', 'index'])
 def test_what_is_saved_in_the_source_is_what_git_holds(tmp_path, name):
     "An executed chapter, as JupyterLab sends it, through Jupyter's contents manager with the hook by its name"
     from jupyter_server.services.contents.largefilemanager import AsyncLargeFileManager

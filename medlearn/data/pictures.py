@@ -7,7 +7,7 @@ __all__ = ['ENDINGS', 'FITS', 'opened', 'read_picture', 'first_twice', 'files_by
            'read_pictures']
 
 # %% ../../nbs/data/04_pictures.ipynb #30bf5e84
-import os,warnings
+import os,re,warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
