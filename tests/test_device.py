@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent/'pretended_gpu'))
 import test_detection, test_forecasting, test_fusion, test_generation, test_quality_and_retrieval, test_segmentation
 import test_sequences_ecg, test_sequences_records, test_sequences_text, test_volumes
 from medlearn.data.cohorts import landmark
+from medlearn.data.rhythms import simulated_ecg
 from medlearn.data.text import Vocab
 from medlearn.foundations.sequences import read_all, sequence_net
 from medlearn.foundations.augmentation import Augment
@@ -156,7 +157,7 @@ def risk():
 
 
 def ecg_reader(kind):
-    data = test_sequences_ecg.S.simulated_ecg(48, rate=100, seed=3)
+    data = simulated_ecg(48, rate=100, seed=3)
     read = ecg.fit_ecg(data, kind, 1, weighted=True, device='cuda', **dict(widths=(4, 8)) | (dict(state=8) if kind != 'cnn' else {}))
     assert np.isfinite(read(data.part('test'))).all()
     return read.learn.model

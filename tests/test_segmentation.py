@@ -244,6 +244,7 @@ def test_a_slide_from_disk_takes_little_memory(tmp_path):
     "4096 x 4096 from a memory map: the whole picture at once would take over 1 GB in this network"
     code = f'''
 import numpy as np, resource, torch
+from medlearn.imaging.segmentation import tiled
 from torch import nn
 torch.set_num_threads(1)
 slide = np.lib.format.open_memmap(r"{tmp_path/'slide.npy'}", "w+", np.uint8, (1, 4096, 4096))

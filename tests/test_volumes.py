@@ -209,6 +209,7 @@ def test_memory_of_a_large_ct_is_that_of_a_tile():
     "512 x 512 x 300: volume and classes take 79 MB each, scores in 32 bits would take 944 MB"
     code = '''
 import resource,numpy as np,torch
+from medlearn.imaging.segmentation import tiled
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
 see = lambda x: torch.cat([100 - x.float(), x.float() - 100, 0*x.float()], 1).argmax(1, keepdim=True).byte()
 v = np.random.default_rng(0).integers(0, 255, (1, 300, 512, 512), dtype=np.uint8)
