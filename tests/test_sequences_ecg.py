@@ -283,7 +283,7 @@ def test_record_100():
 # The chapter
 
 def test_a_reader_is_told_where_the_record_comes_from():
-    text = (Path(__file__).parents[1]/'nbs'/'sequences'/'03_ecg.ipynb').read_text(encoding='utf-8')
+    text = (Path(__file__).parents[1]/'nbs'/'sequences'/'04_ecg.ipynb').read_text(encoding='utf-8')
     assert 'shared/' not in text and 'PhysioNet gives the database away as `mitdb`' in text
 
 
@@ -291,12 +291,12 @@ def test_chapter_reads_a_real_record(tmp_path):
     if not mitdb.is_dir(): pytest.skip('MIT-BIH record 100 is not beside the project')
     part = tmp_path/'nbs'/'sequences'
     part.mkdir(parents=True)
-    notebook = (Path(__file__).parents[1]/'nbs'/'sequences'/'03_ecg.ipynb').read_text(encoding='utf-8')
+    notebook = (Path(__file__).parents[1]/'nbs'/'sequences'/'04_ecg.ipynb').read_text(encoding='utf-8')
     for now, small in {'patients=240, epochs=8, bs=16': 'patients=144, epochs=1, bs=16', 'beat_patients=120, beat_epochs=3': 'beat_patients=90, beat_epochs=1',
                        'leak_strips=6, leak_epochs=10, noises=(1, 4), resamples=500': 'leak_strips=2, leak_epochs=1, noises=(1,), resamples=50'}.items():
         assert now in notebook
         notebook = notebook.replace(now, small)
-    (part/'03_ecg.ipynb').write_text(notebook, encoding='utf-8')
+    (part/'04_ecg.ipynb').write_text(notebook, encoding='utf-8')
     row, = run(plan(['sequences/ecg'], params=dict(external=str(mitdb/'100')), folder=tmp_path/'nbs'), tmp_path/'out', timeout=300)
     assert row['error'] is None, row['error']
     assert sum(c['claim'].startswith('Real record') for c in row['claims']) == 2

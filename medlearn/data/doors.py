@@ -31,7 +31,7 @@ class Kind(NamedTuple):
     chapters: tuple # that take it
     option: str='dataset' # parameter of these chapters
 
-_flat = 'data/images', 'imaging/classification', 'imaging/generation', 'imaging/quality_and_retrieval', 'foundations/scaling', 'foundations/training'
+_flat = 'data/images', 'imaging/classification', 'imaging/generation', 'imaging/quality', 'foundations/scaling', 'foundations/training'
 _masks = 'data/masks', 'imaging/segmentation', 'imaging/detection'
 kinds = dict(
     pictures=Kind('a folder of pictures with labels', picture_folder, _flat),

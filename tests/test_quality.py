@@ -14,7 +14,7 @@ from medlearn.data.splits import check_leak
 from medlearn.foundations.evaluation import auroc, mean_interval
 from medlearn.foundations.loading import tensor_loaders
 from medlearn.foundations.training import features,fit,predict,small_cnn
-from medlearn.imaging.quality_and_retrieval import (FAULTS, MotionNet, NTXent, Turned, category, changes, cuts_for, degrade, faulty,
+from medlearn.imaging.quality import (FAULTS, MotionNet, NTXent, Turned, category, changes, cuts_for, degrade, faulty,
                                                     knn_distance, longest_diameter, mahalanobis, motion_error, neighbours, plain,
                                                     quality_cnn, register, residual, retrieval, rigid, sensitivity, share_interval, volume_ratio, vote, warp)
 from medlearn.kit.cards import DataError
