@@ -5,7 +5,6 @@ from pathlib import Path
 import nbformat, pytest
 from typer.testing import CliRunner
 
-from medlearn.data.doors import kinds
 from medlearn.kit import readme as R
 from medlearn.kit.cli import app
 from medlearn.kit.catalog import chapters
@@ -34,7 +33,7 @@ def course(tmp_path):
     badge = '[![Open in Colab](https://c/colab-badge.svg)](https://c/nbs/x.ipynb)'
     write('kit/01_tools', '# Tools\n\n> They run.')
     write('imaging/02_late', [f'# Late | last\n\n> Second.\n\n{badge} · smoke: a quarter of a minute on two CPU cores · full: up to a quarter of an hour there; on a GPU where '
-          'there is one · data: *simulated* CT (see the card), CC BY 3.0\n\n**You need** [images](../data/01_images.ipynb) (the first half) and\n[early](01_early.ipynb).\n\n'
+          'there is one · data: *simulated* CT (see the card), CC BY 3.0\n\n**Your own data** `-p dataset=`: pictures; `-p masks=`: mask folder\n\n**You need** [images](../data/01_images.ipynb) (the first half) and\n[early](01_early.ipynb).\n\n'
           '**Afterwards you can**\n- see it;\n- doubt it.', 'word '*4000])
     write('imaging/01_early', f'# Early\n\n> First, see [late](02_late.ipynb).\n\n{badge}\n· smoke and full: about two minutes on two CPU cores, no GPU needed · data: outlines')
     write('data/01_images', f'# Images\n\n> Look.\n\n{badge} · seconds on two CPU cores, no GPU needed · data: pictures')
@@ -46,11 +45,11 @@ def course(tmp_path):
 def test_about_reads_the_first_cell(course):
     _, nbs = course
     late = R.about(nbs/'imaging/02_late.ipynb')
-    assert late == dict(title='Late | last', promise='Second.', smoke='a quarter of a minute', full='up to a quarter of an hour', data='*simulated* CT, CC BY 3.0',
+    assert late == dict(title='Late | last', takes=dict(pictures='dataset', mask_folder='masks'), promise='Second.', smoke='a quarter of a minute', full='up to a quarter of an hour', data='*simulated* CT, CC BY 3.0',
                         needs='[images](../data/01_images.ipynb) (the first half) and [early](01_early.ipynb).', afterwards='see it; doubt it.')
     early = R.about(nbs/'imaging/01_early.ipynb')
     assert (early['smoke'], early['full'], early['data'], early['needs'], early['afterwards']) == ('about two minutes', '', 'outlines', '', '')
-    assert R.about(nbs/'kit/01_tools.ipynb') == dict(title='Tools', promise='They run.', smoke='', full='', data='', needs='', afterwards='')
+    assert R.about(nbs/'kit/01_tools.ipynb') == dict(title='Tools', promise='They run.', takes={}, smoke='', full='', data='', needs='', afterwards='')
 
 
 @pytest.mark.parametrize('name', LESSONS)
@@ -74,10 +73,8 @@ def test_no_minutes_are_made_up(words):
 
 # The table of contents
 
-def test_contents_of_a_course(course, monkeypatch):
+def test_contents_of_a_course(course):
     write, nbs = course
-    monkeypatch.setitem(kinds, 'mask_folder', kinds['mask_folder']._replace(chapters=('imaging/late',)))
-    monkeypatch.setitem(kinds, 'pictures', kinds['pictures']._replace(chapters=('imaging/late', 'data/images')))
     rows = [line for line in R.contents(nbs).splitlines() if line.startswith('| **')]
     assert [re.search(r'\]\((.*?)\)', r)[1] for r in rows] == ['data/01_images.ipynb', 'imaging/01_early.ipynb', 'imaging/02_late.ipynb']
     assert [r.removesuffix('|').rsplit('|', 1)[1].strip() for r in rows[1:]] == ['', 'pictures, mask folder']
@@ -98,8 +95,7 @@ def test_contents_are_whole_and_in_reading_order():
         assert promise.split('[')[0] in row
         if name in LESSONS:
             mine = row.removesuffix('|').rsplit('|', 1)[1].strip()
-            assert mine.split(', ') == [k.replace('_', ' ') for k, v in kinds.items() if name in v.chapters] or not mine
-            assert bool(mine) == any(name in v.chapters for v in kinds.values())
+            assert mine == ', '.join(R.about(CHAPTERS[name])['takes']).replace('_', ' ')
 
 
 def test_parts_that_are_not_there_are_not_named():

@@ -20,34 +20,31 @@ from .folders import picture_folder
 from .pictures import is_picture,files_below
 from .shortcuts import further
 from ..kit.cards import DataError,digest_of,unknown_name
+from ..kit.catalog import chapters,describe
 from ..kit.fetch import load,load_npz,used
 
 # %% ../../nbs/data/23_doors.ipynb #ddc4c4a7
 #@title Kinds of data, and who reads them
 class Kind(NamedTuple):
-    "One kind of data: what it is, who reads it, and which chapters take it"
+    "One kind of data: what it is, and who reads it"
     what: str # in words
     reader: object # function of a path; a text "module:function" is imported when it is needed
-    chapters: tuple # that take it
-    option: str='dataset' # parameter of these chapters
-
-_flat = 'data/images', 'imaging/classification', 'imaging/generation', 'imaging/quality', 'foundations/scaling', 'foundations/training'
-_masks = 'data/masks', 'imaging/segmentation', 'imaging/detection'
 kinds = dict(
-    pictures=Kind('a folder of pictures with labels', picture_folder, _flat),
-    images=Kind('images and labels in one file, in the layout of MedMNIST', read_npz, _flat),
-    masks=Kind('pictures and masks in one file', 'masks:npz_masks', _masks),
-    mask_folder=Kind('a folder of pictures and one of masks', 'masks:mask_folder', _masks),
-    volumes=Kind('volumes and their masks', 'volumes:nifti_pairs', ('data/volumes', 'imaging/volumes')),
-    coco=Kind('pictures with boxes, as COCO writes them', 'boxes:coco_boxes', ('data/boxes', 'imaging/detection')),
-    voc=Kind('pictures with boxes, as Pascal VOC writes them', 'boxes:voc_boxes', ('data/boxes', 'imaging/detection')),
-    records=Kind('measurements and outcomes of patients', 'hospital:read_records', ('sequences/forecasting', 'sequences/records')),
-    mimic=Kind('tables of MIMIC-III', 'hospital:read_mimic', ('sequences/forecasting', 'sequences/records')),
-    reports=Kind('reports with labels', 'text:read_reports', ('sequences/text',)),
-    entities=Kind('sentences with tagged words', 'entities:read_entities', ('sequences/text',), 'entities'),
-    ptbxl=Kind('PTB-XL', 'tracings:ptbxl', ('sequences/ecg',)),
-    wfdb=Kind('a WFDB record', 'tracings:read_wfdb', ('sequences/ecg',), 'external'),
-    joint=Kind('pictures and a table, joined by id', 'joint:read_joint', ('imaging/fusion',)))
+    pictures=Kind('a folder of pictures with labels', picture_folder),
+    images=Kind('images and labels in one file, in the layout of MedMNIST', read_npz),
+    cubes=Kind('volumes and labels in one file, in the layout of MedMNIST', read_npz),
+    masks=Kind('pictures and masks in one file', 'masks:npz_masks'),
+    mask_folder=Kind('a folder of pictures and one of masks', 'masks:mask_folder'),
+    volumes=Kind('volumes and their masks', 'volumes:nifti_pairs'),
+    coco=Kind('pictures with boxes, as COCO writes them', 'boxes:coco_boxes'),
+    voc=Kind('pictures with boxes, as Pascal VOC writes them', 'boxes:voc_boxes'),
+    records=Kind('measurements and outcomes of patients', 'hospital:read_records'),
+    mimic=Kind('tables of MIMIC-III', 'hospital:read_mimic'),
+    reports=Kind('reports with labels', 'text:read_reports'),
+    entities=Kind('sentences with tagged words', 'entities:read_entities'),
+    ptbxl=Kind('PTB-XL', 'tracings:ptbxl'),
+    wfdb=Kind('a WFDB record', 'tracings:read_wfdb'),
+    joint=Kind('pictures and a table, joined by id', 'joint:read_joint'))
 
 def _read_by(kind):
     "The function that reads a kind"
@@ -141,7 +138,7 @@ def _read(path, kind, kw):
 def _wanted(path, among, kw):
     "Data at a path, of one of some kinds"
     kind = kind_of(path)
-    if kind not in among: raise DataError(f'{path} is {kinds[kind].what}: {", ".join(kinds[kind].chapters)} takes it, not this chapter, which takes {", or ".join(kinds[k].what for k in among)}.')
+    if kind not in among: raise DataError(f'{path} is {kinds[kind].what}: {", ".join(takers(kind))} takes it, not this chapter, which takes {", or ".join(kinds[k].what for k in among)}.')
     return _read(path, kind, kw)
 
 def _path_like(name): return Path(name).expanduser().exists() or '/' in name or '\\' in name or bool(Path(name).suffix)
@@ -253,17 +250,20 @@ def facts(data # a set that a door returned
 
 # %% ../../nbs/data/23_doors.ipynb #2be27ba3
 #@title Which chapters take it
+def _declared(): return {n: describe(p)['takes'] for n,p in chapters().items()}
+
 def takers(kind:str, # name in `kinds`
-           data, # as it was read
+           data=None, # as it was read; None: whatever it holds
           )->dict: # chapter -> '' if it takes the data, else why not
-    "Chapters for such data"
-    res = dict.fromkeys(kinds[kind].chapters, '')
-    if kind in ('images', 'pictures'):
-        if data.images.ndim == 4 and data.images.shape[-1] != 3:
-            return {'data/images': '', 'imaging/volumes': '' if not data.multilabel else 'one class a volume is wanted', 'foundations/scaling': '', 'imaging/classification': 'these are volumes'}
-        if data.multilabel or len(data.classes) != 2: res['foundations/training'] = 'two classes are wanted'
-    if kind in ('masks', 'mask_folder') and data.volumes: res['imaging/segmentation'] = res['imaging/detection'] = 'these are volumes'
-    if kind == 'pictures' and not data.multilabel and pd.to_numeric(pd.Series(data.table[further(data)].to_numpy().ravel()), errors='coerce').notna().any(): res['imaging/fusion'] = ''
+    "Chapters that say in their first cell that they take such data"
+    say,flat = _declared(),kind in ('images', 'pictures') and data is not None
+    if flat and data.images.ndim == 4 and data.images.shape[-1] != 3: kind = 'cubes'
+    res = {n: '' for n,t in say.items() if kind in t}
+    if data is None: return res
+    if flat and (data.multilabel or len(data.classes) != 2) and 'foundations/training' in res: res['foundations/training'] = 'two classes are wanted'
+    if kind in ('masks', 'mask_folder') and data.volumes: res |= {n: 'these are volumes' for n in res if 'volumes' not in say[n]}
+    if kind == 'pictures' and not data.multilabel and pd.to_numeric(pd.Series(data.table[further(data)].to_numpy().ravel()), errors='coerce').notna().any():
+        res |= {n: '' for n,t in say.items() if 'joint' in t}
     return res
 
 class NotRead(Facts):
@@ -294,7 +294,7 @@ def check(path:str # of a file or a folder
     if said: res['dataset.toml says'] = ', '.join(f'{k} = {v!r}' for k,v in said.items())
     res |= facts(data)
     if heard: res['said while reading'] = ' '.join(dict.fromkeys(f'{w.message}.' for w in heard))
-    fit,by = takers(kind, data),f'-p {kinds[kind].option}={path}'
+    fit,by = takers(kind, data),f'-p {next((t[kind] for t in _declared().values() if kind in t), "dataset")}={path}'
     res['chapters that take it'] = f'{", ".join(c for c,why in fit.items() if not why)}, by {by}'
     if any(fit.values()): res['chapters that do not'] = '; '.join(f'{c}: {why}' for c,why in fit.items() if why)
     return NotRead(res) if refused else res

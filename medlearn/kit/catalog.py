@@ -44,15 +44,17 @@ def cells_of(path:Path # a notebook
 
 # %% ../../nbs/kit/09_catalog.ipynb #8828d36b
 def describe(path:Path # a notebook
-            )->dict: # title, promise, parameters (name -> default)
-    "Read title, promise and parameters of a chapter"
+            )->dict: # title, promise, parameters (name -> default), takes (kind of data -> the parameter that takes it)
+    "Read what a chapter says of itself"
     try:
         cells = [(c['cell_type'], ''.join(c['source']), c['metadata'].get('tags', [])) for c in cells_of(path)]
     except (OSError, ValueError, KeyError, TypeError) as e: raise WrongUsage(f'{path} is not a notebook: {e!r}') from e
     lines = [line for kind,text,_ in cells if kind == 'markdown' for line in text.splitlines()]
     code = next((text for _,text,tags in cells if 'parameters' in tags), '')
     first = lambda mark: next((line[len(mark):].strip() for line in lines if line.startswith(mark)), '')
-    return dict(title=first('# '), promise=first('> '), parameters=_literals(code, path))
+    own = re.findall(r'`-p (\w+)=`: ([\w ,]+)', first('**Your own data**'))
+    takes = {kind.strip().replace(' ', '_'): option for option,kinds in own for kind in kinds.split(',')}
+    return dict(title=first('# '), promise=first('> '), parameters=_literals(code, path), takes=takes)
 
 # %% ../../nbs/kit/09_catalog.ipynb #bb399282
 def _literals(code, path):

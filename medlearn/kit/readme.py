@@ -34,7 +34,7 @@ def _prose(path):
     return [''.join(c['source']) for c in cells if c['cell_type'] == 'markdown']
 
 def about(path:Path # of a chapter's notebook
-         )->dict: # title, promise, smoke, full, data, needs, afterwards; '' for what is not said
+         )->dict: # title, promise, takes, smoke, full, data, needs, afterwards; '' for what is not said
     "What a chapter says of itself in its first cell, on one line each"
     first = _prose(path)[0]
     badge = next((re.sub(r'\s+', ' ', p) for p in first.split('\n\n') if 'colab-badge' in p), '')
@@ -49,24 +49,22 @@ def about(path:Path # of a chapter's notebook
 # %% ../../nbs/kit/22_readme.ipynb #937e0336
 parts = dict(data='Meet the data', foundations='Foundations: what every part needs', imaging='Imaging', sequences='Sequences: records, signals, text')
 
-def _row(path, takes):
+def _row(path):
     "A chapter's row of the table"
-    a = {k: relink(v, path.parent.name).replace('|', '&#124;') for k,v in about(path).items()}
+    a = {k: relink(v, path.parent.name).replace('|', '&#124;') if isinstance(v, str) else v for k,v in about(path).items()}
     links = re.findall(r'\[[^]]+\]\([^)\s]+\)', a['needs'])
     more = [f'*You need* {", ".join(links) or a["needs"]}.']*bool(a['needs']) + [f'*Afterwards you can* {a["afterwards"]}']*bool(a['afterwards'])
     time = a['smoke'] + f'; full: {a["full"]}'*bool(a['full'])
     what = '<br>'.join([f'**[{a["title"]}]({path.parent.name}/{path.name})**', a['promise'], *more])
-    return f'| {what} | {time} | {a["data"]} | {", ".join(takes)} |'
+    return f'| {what} | {time} | {a["data"]} | {", ".join(a["takes"]).replace("_", " ")} |'
 
 def contents(nbs:Path # folder of the notebooks
             )->str: # Markdown; links count from `nbs`
     "The table of contents: what the chapters say of themselves, and which data of one's own they take"
-    found,kinds = catalog.chapters(nbs),catalog.tool('data.kinds')
-    takes = lambda name: [k.replace('_', ' ') for k,v in kinds.items() if name in v.chapters]
-    res = []
+    found,res = catalog.chapters(nbs),[]
     for part in dict.fromkeys(n.split('/')[0] for n in found):
         if part == 'kit': continue
-        rows = [_row(p, takes(n)) for n,p in found.items() if n.startswith(f'{part}/')]
+        rows = [_row(p) for n,p in found.items() if n.startswith(f'{part}/')]
         head = [f'**{parts.get(part, part.capitalize())}**', '', '| Chapter | Time on two CPU cores | Data | Your own data |', '|---|---|---|---|']
         res.append('\n'.join(head + rows))
     kit = [f'- [{a["title"]}](kit/{p.name}): {a["promise"]}' for n,p in found.items() if n.startswith('kit/') for a in [about(p)]]
