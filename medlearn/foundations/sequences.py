@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SequenceSet', 'SequenceLoader', 'sequence_loaders', 'real_steps', 'backwards', 'Recurrent', 'attention', 'positions',
-           'Block', 'Transformer', 'Last', 'Mean', 'Max', 'Attend', 'SequenceNet', 'sequence_net', 'sequence_loss',
-           'read_all', 'probabilities']
+           'Block', 'Transformer', 'Last', 'Mean', 'Max', 'Attend', 'Pools', 'SequenceNet', 'sequence_net',
+           'sequence_loss', 'read_all', 'probabilities']
 
 # %% ../../nbs/foundations/11_sequences.ipynb #318825c2
 import math
@@ -223,6 +223,11 @@ class Attend(nn.Module):
         w = self.score(h)[..., 0].masked_fill(~real_steps(lengths, h.shape[1]), -torch.inf).softmax(1)
         self.weights = w.detach()
         return (w[:, None]@h)[:, 0]
+
+# %% ../../nbs/foundations/11_sequences.ipynb #04db4289
+class Pools(nn.ModuleList):
+    "Several ways at once, their answers side by side"
+    def forward(self, h, lengths): return torch.cat([pool(h, lengths) for pool in self], 1)
 
 # %% ../../nbs/foundations/11_sequences.ipynb #600c7964
 class SequenceNet(nn.Module):
