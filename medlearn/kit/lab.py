@@ -62,6 +62,7 @@ def working_copy(folder:Path, # of the copies; made where it is missing
         own.parent.mkdir(parents=True, exist_ok=True)
         write_whole(own, json.dumps(copy, indent=1, ensure_ascii=False, sort_keys=True) + '\n')
         new.append(name.as_posix())
+    if (home/'GLOSSARY.md').is_file(): write_whole(folder/'GLOSSARY.md', (home/'GLOSSARY.md').read_text(encoding='utf-8'))
     return new, older
 
 # %% ../../nbs/kit/23_lab.ipynb #24929210
