@@ -17,7 +17,7 @@ setup(
     extras_require=extras | {"all": sorted({r for k, v in extras.items() if k != "dev" for r in v})},
     packages=find_packages(include=["medlearn", "medlearn.*"]) + ["medlearn._cards", "medlearn._data", "medlearn._nbs"],
     package_dir={"medlearn._cards": "data/cards", "medlearn._data": "data", "medlearn._nbs": "nbs"},
-    package_data={"medlearn._cards": ["*.toml"], "medlearn._data": ["published.toml", "figures/*.json", "figures/*.png"], "medlearn._nbs": ["**/*.ipynb"]},
+    package_data={"medlearn._cards": ["*.toml"], "medlearn._data": ["published.toml", "figures/*.json", "figures/*.png"], "medlearn._nbs": ["**/*.ipynb", "GLOSSARY.md"]},
     entry_points={"console_scripts": cfg["console_scripts"].split(),
                   "jupyter_client.kernel_provisioners": cfg["kernel_provisioners"].split(),
                   "medlearn.tools": cfg["tools"].split()},

@@ -167,7 +167,8 @@ def test_a_term_of_a_lost_chapter_is_refused(course, tmp_path):
     file = tmp_path/'words.toml'
     file.write_text('"b | c" = {zh = "乙", chapter = "data/images", means = "Two."}\nA = {zh = "甲", chapter = "imaging/early", means = "One."}\n', encoding='utf-8')
     rows = R.glossary(file, nbs).splitlines()
-    assert rows[-2:] == ['| A | 甲 | One. | [imaging/early](nbs/imaging/01_early.ipynb) |', '| b &#124; c | 乙 | Two. | [data/images](nbs/data/01_images.ipynb) |']
+    assert rows[-2:] == ['| <a id="term-a"></a>A | 甲 | One. | [imaging/early](imaging/01_early.ipynb) |',
+                         '| <a id="term-b-c"></a>b &#124; c | 乙 | Two. | [data/images](data/01_images.ipynb) |']
     file.write_text('A = {zh = "甲", chapter = "imaging/lost", means = "One."}', encoding='utf-8')
     with pytest.raises(ValueError, match='A names the chapter imaging/lost, which is not there'): R.glossary(file, nbs)
 
@@ -177,11 +178,26 @@ def test_glossary_is_in_step_and_its_links_lead_somewhere(tmp_path):
     (tmp_path/'data').mkdir()
     shutil.copy(root/'data/glossary.toml', tmp_path/'data')
     R.write_readme(tmp_path/'nbs/index.ipynb')
-    text = (root/'GLOSSARY.md').read_text(encoding='utf-8')
-    assert (tmp_path/'GLOSSARY.md').read_text(encoding='utf-8') == text, 'run `make export`'
+    text = (root/'nbs/GLOSSARY.md').read_text(encoding='utf-8')
+    assert (tmp_path/'nbs/GLOSSARY.md').read_text(encoding='utf-8') == text, 'run `make export`'
     links = re.findall(r'\]\(([^)\s]+)\)', text)
-    assert len(links) == len(TERMS) and all((root/at).is_file() for at in links)
-    assert '](GLOSSARY.md)' in page
+    assert len(links) == len(TERMS) and all((root/'nbs'/at).is_file() for at in links)
+    assert '](nbs/GLOSSARY.md)' in page
+    marks = re.findall(r'<a id="(.*?)">', text)
+    assert len(set(marks)) == len(TERMS)
+
+
+@pytest.mark.parametrize('name', sorted({t['chapter'] for t in TERMS.values()}))
+def test_terms_are_linked_where_they_are_explained(name):
+    linked = {a for c in cells(name) if c.kind == 'markdown' for a in re.findall(r'\]\(\.\./GLOSSARY\.md#([\w-]+)\)', c.source)}
+    missing = [f'[{t}](../GLOSSARY.md#{R.anchor(t)})' for t, v in TERMS.items() if v['chapter'] == name and R.anchor(t) not in linked]
+    assert not missing, f'{name} does not link {missing} where it first uses them'
+
+
+@pytest.mark.parametrize('name', CHAPTERS)
+def test_links_to_the_glossary_lead_to_a_term(name):
+    linked = {a for c in cells(name) for a in re.findall(r'GLOSSARY\.md#([\w-]+)\)', c.source)}
+    assert linked <= {R.anchor(t) for t in TERMS}, f'{name} links what is not there: {linked}'
 
 
 def test_without_a_glossary_the_page_is_written_all_the_same(course):
@@ -189,7 +205,7 @@ def test_without_a_glossary_the_page_is_written_all_the_same(course):
     index = write('index', ['# Home', '<!-- made from the chapters: contents -->\n\nold', 'kept'])
     before = json.loads(index.read_text(encoding='utf-8'))
     text = R.write_readme(index).read_text(encoding='utf-8')
-    assert 'old' not in text and '](nbs/imaging/01_early.ipynb)' in text and text.rstrip().endswith('kept') and not (nbs.parent/'GLOSSARY.md').exists()
+    assert 'old' not in text and '](nbs/imaging/01_early.ipynb)' in text and text.rstrip().endswith('kept') and not (nbs/'GLOSSARY.md').exists()
     after = json.loads(index.read_text(encoding='utf-8'))
     assert [c['id'] for c in after['cells']] == [c['id'] for c in before['cells']] and '](imaging/01_early.ipynb)' in ''.join(after['cells'][1]['source'])
     once = index.read_bytes()
