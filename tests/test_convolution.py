@@ -4,8 +4,7 @@ from hypothesis import given, settings, strategies as st
 from pathlib import Path
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from medlearn.foundations.convolution import count_macs, out_size
-from medlearn.foundations.networks import field_map, receptive_field
+from medlearn.foundations.convolution import count_macs, field_map, out_size, receptive_field
 
 
 @settings(max_examples=200, deadline=None)
@@ -124,3 +123,21 @@ def test_the_stack_sees_as_much_as_that_of_the_classification_chapter(chapter):
 
 def test_the_network_gives_two_scores_a_picture(chapter):
     assert chapter['network'](5)(torch.zeros(3, 1, 24, 24)).shape == (3, 2)
+
+
+layer = st.one_of(st.tuples(st.just('conv'), st.sampled_from([1, 3, 5]), st.integers(1, 2), st.integers(1, 2)), st.just(('pool', 2, 2, 1)), st.just(('avg', 2, 2, 1)))
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(layer, min_size=1, max_size=4), st.integers(0, 10**6))
+def test_receptive_field_by_formula_and_by_gradient(layers, seed):
+    torch.manual_seed(seed)
+    make = dict(conv=lambda k,s,d: nn.Conv2d(1, 1, k, s, padding=d*(k//2), dilation=d), pool=lambda k,s,d: nn.MaxPool2d(k), avg=lambda k,s,d: nn.AvgPool2d(k))
+    net = nn.Sequential(*[make[n](k, s, d) for n,k,s,d in layers])
+    side = receptive_field(net)
+    if side > 60: return
+    seen = torch.nonzero(field_map(net, 128, 48).sum(0))
+    assert int(seen.max() - seen.min()) + 1 == side
+
+def test_receptive_field_of_a_resnets_stem_and_of_nothing():
+    assert receptive_field(nn.Sequential(nn.Conv2d(3, 64, 7, 2, 3), nn.MaxPool2d(3, 2, 1))) == 11
+    assert receptive_field(nn.ReLU()) == 1

@@ -1,4 +1,4 @@
-"Optimisers, losses and receptive fields against PyTorch, on whatever hypothesis thinks of"
+"Losses, scales and gradients of the chapter on networks, on whatever hypothesis thinks of"
 import json,warnings
 from pathlib import Path
 import numpy as np,pandas as pd,pytest,torch,torch.nn.functional as F
@@ -15,30 +15,6 @@ def double():
     torch.set_default_dtype(before)
 
 def quiet(n): return settings(max_examples=n, deadline=None)
-
-THEIRS = {N.sgd: lambda w,lr: torch.optim.SGD(w, lr), N.momentum: lambda w,lr: torch.optim.SGD(w, lr, momentum=.9),
-          N.rmsprop: lambda w,lr: torch.optim.RMSprop(w, lr), N.adam: lambda w,lr: torch.optim.Adam(w, lr)}
-
-@pytest.mark.parametrize('step', THEIRS, ids=lambda f: f.__name__)
-@quiet(5)
-@given(seed=seeds, lr=st.floats(1e-4, .02), d=st.integers(1, 6))
-def test_a_hundred_steps_as_torch_takes_them(step, seed, lr, d):
-    g = torch.Generator().manual_seed(seed)
-    a,start = torch.randn(d, d, generator=g),torch.randn(d, generator=g)
-    f = lambda w: (a@w).tanh().square().sum() + .1*w.square().sum()
-    w = start.clone().requires_grad_()
-    opt,path = THEIRS[step]([w], lr),[start]
-    for _ in range(100):
-        opt.zero_grad()
-        f(w).backward()
-        opt.step()
-        path.append(w.detach().clone())
-    got = N.descend(f, start, step, 100, lr=lr)
-    assert got.shape == (101, d) and (got - torch.stack(path)).abs().max() < 1e-6
-
-def test_walking_leaves_the_start_alone():
-    w = torch.ones(3, requires_grad=True)
-    assert (N.descend(lambda w: w.square().sum(), w, N.adam, 5)[0] == 1).all() and w.grad is None and (w == 1).all()
 
 @quiet(50)
 @given(seed=seeds, gamma=st.floats(0, 5))
@@ -70,23 +46,6 @@ def test_dice_loss_of_sure_masks_is_dice(seed, dims):
 
 def test_dice_loss_refuses_another_shape():
     with pytest.raises(ValueError, match=r'\(2, 1, 4, 4\).*\(2, 4, 4\)'): N.dice_loss(torch.zeros(2, 1, 4, 4), torch.zeros(2, 4, 4))
-
-layer = st.one_of(st.tuples(st.just('conv'), st.sampled_from([1, 3, 5]), st.integers(1, 2), st.integers(1, 2)), st.just(('pool', 2, 2, 1)), st.just(('avg', 2, 2, 1)))
-
-@quiet(15)
-@given(st.lists(layer, min_size=1, max_size=4), seeds)
-def test_receptive_field_by_formula_and_by_gradient(layers, seed):
-    torch.manual_seed(seed)
-    make = dict(conv=lambda k,s,d: nn.Conv2d(1, 1, k, s, padding=d*(k//2), dilation=d), pool=lambda k,s,d: nn.MaxPool2d(k), avg=lambda k,s,d: nn.AvgPool2d(k))
-    net = nn.Sequential(*[make[n](k, s, d) for n,k,s,d in layers])
-    side = N.receptive_field(net)
-    if side > 60: return
-    seen = torch.nonzero(N.field_map(net, 128, 48).sum(0))
-    assert int(seen.max() - seen.min()) + 1 == side
-
-def test_receptive_field_of_a_resnets_stem_and_of_nothing():
-    assert N.receptive_field(nn.Sequential(nn.Conv2d(3, 64, 7, 2, 3), nn.MaxPool2d(3, 2, 1))) == 11
-    assert N.receptive_field(nn.ReLU()) == 1
 
 def test_standardise_knows_the_training_rows_only():
     x = torch.randn(50, 3)*5 + 7
