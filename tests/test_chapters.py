@@ -41,14 +41,48 @@ def npz(path, make):
     return str(path)
 
 
+LISTEN = """from medlearn.kit.plots import audit
+from medlearn.kit import chapter as _again_chapter
+import time as _again_time
+audit()
+_again_heard, _again_record, _again_began = [], _again_chapter.record, _again_time.process_time()
+def _again_listen(kind, payload, *shown):
+    if kind in ('claim', 'kept'): _again_heard.append(payload)
+    return _again_record(kind, payload, *shown)
+_again_chapter.record = _again_listen"""
+
+AGAIN = """# Once more, each cell twice, where that is cheap: results must not depend on what ran before
+import os as _again_os
+from IPython.utils.capture import capture_output as _again_quiet
+if _again_time.process_time() - _again_began < 5:
+    _again_first, _again_second, _again_went = [*_again_heard], [], []
+    _again_chapter.record = lambda kind, payload, *shown: _again_second.append(payload) if kind in ('claim', 'kept') else None
+    _again_job = _again_os.environ.pop('MEDLEARN_JOB', None)
+    for _again_cell in {cells!r}:
+        _again_second.clear()
+        for _ in range(2):
+            with _again_quiet(): _again_ran = get_ipython().run_cell(_again_cell)
+            assert _again_ran.success, f'a second run of this cell fails with {{_again_ran.error_in_exec!r}}: {{_again_cell[:200]}}'
+        _again_half = len(_again_second)//2
+        assert _again_second[:_again_half] == _again_second[_again_half:], f'this cell gives another result when it is run again: {{_again_cell[:200]}}'
+        _again_went += _again_second[:_again_half]
+    if _again_job: _again_os.environ['MEDLEARN_JOB'] = _again_job
+    _again_off = [_again_a for _again_a, _again_b in zip(_again_first, _again_went, strict=True) if _again_a != _again_b]
+    assert not _again_off, f'other results when the cells are run again: {{_again_off[:3]}}'"""
+
+
 def audited(folder):
-    "The course with an ear at its figures, and with the solutions of its exercises as cells at the end of each lesson"
+    "The course with an ear at its figures; at the end of a lesson its cells once more, if quick, and its solutions"
     shutil.copytree(root/'nbs', folder, ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
     for name, path in chapters(folder).items():
-        if name.split('/')[0] == 'kit': continue
-        nb = with_solutions(nbformat.read(path, 4))
-        at = next(i for i, c in enumerate(nb.cells) if c.cell_type == 'code' and re.search(r'(?m)^(?:env = )?begin\(', c.source))
-        nb.cells.insert(at + 1, nbformat.v4.new_code_cell('from medlearn.kit.plots import audit\naudit()'))
+        nb = nbformat.read(path, 4)
+        at = next((i for i, c in enumerate(nb.cells) if c.cell_type == 'code' and re.search(r'(?m)^(?:env = )?begin\(', c.source)), None)
+        if name.split('/')[0] == 'kit' or at is None: continue
+        nb = with_solutions(nb)
+        told = [c.source for c in nb.cells[at:] if c.cell_type == 'code' and 'solution' not in c.metadata.get('tags', [])]
+        end = next((i for i, c in enumerate(nb.cells) if 'solution' in c.metadata.get('tags', [])), len(nb.cells))
+        nb.cells.insert(end, nbformat.v4.new_code_cell(AGAIN.format(cells=told)))
+        nb.cells.insert(at + 1, nbformat.v4.new_code_cell(LISTEN))
         nbformat.write(nb, path)
     return folder
 
