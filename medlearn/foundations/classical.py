@@ -27,15 +27,18 @@ def models(trees:int=100, # of the forest, and of the boosted sum
     "Six classical models for a table, simplest first"
     scaled = lambda *steps: make_pipeline(SimpleImputer(strategy='median'), StandardScaler(), *steps)
     plain = lambda model: make_pipeline(SimpleImputer(strategy='median'), model)
+    tree,forest = DecisionTreeClassifier(random_state=seed),RandomForestClassifier(trees, random_state=seed)
+    boosted = HistGradientBoostingClassifier(max_iter=trees, random_state=seed)
     return {'best single column': (scaled(VarianceThreshold(), SelectKBest(k=1), LogisticRegression()), {}),
-            'logistic regression': (scaled(LogisticRegression(max_iter=2000)), dict(logisticregression__C=[.001, .01, .1, 1, 10])),
+            'logistic regression': (scaled(LogisticRegression(max_iter=2000)),
+                                    dict(logisticregression__C=[.001, .01, .1, 1, 10])),
             'support vector machine': (scaled(SVC()), dict(svc__C=[.1, 1, 10, 100])),
-            'decision tree': (plain(DecisionTreeClassifier(random_state=seed)), dict(decisiontreeclassifier__min_samples_leaf=[5, 15, 40])),
-            'random forest': (plain(RandomForestClassifier(trees, random_state=seed)), dict(randomforestclassifier__min_samples_leaf=[1, 5])),
-            'boosted trees': (make_pipeline(HistGradientBoostingClassifier(max_iter=trees, random_state=seed)),
-                              dict(histgradientboostingclassifier__max_leaf_nodes=[4, 16]))}
+            'decision tree': (plain(tree), dict(decisiontreeclassifier__min_samples_leaf=[5, 15, 40])),
+            'random forest': (plain(forest), dict(randomforestclassifier__min_samples_leaf=[1, 5])),
+            'boosted trees': (make_pipeline(boosted), dict(histgradientboostingclassifier__max_leaf_nodes=[4, 16]))}
 
 # %% ../../nbs/foundations/06_classical.ipynb #f94e0ae6
+def _scores(model, x): return model.predict_proba(x)[:, 1] if hasattr(model, 'predict_proba') else model.decision_function(x)
 def nested_cv(models:dict, # name -> (pipeline, grid), as from `models`
               x:pd.DataFrame, # a row a patient, or several with the same `groups`
               y:np.ndarray, # truth: bool, shape (n,)
@@ -44,22 +47,22 @@ def nested_cv(models:dict, # name -> (pipeline, grid), as from `models`
               repeats:int=1, # ways of cutting them
               inner:int=3, # inner folds
               seed:int=0, # of the cuts
-             )->tuple: # table with a row per model and outer fold: AUROC inner and outer; name -> scores of unseen rows, shape (repeats, n)
+             )->tuple: # table, a row a model and outer fold: AUROC inner and outer; name -> unseen scores, shape (repeats, n)
     "Nested cross-validation of several models on the same folds: the inner folds choose, the outer judge"
     groups = np.arange(len(y)) if groups is None else np.asarray(groups)
     few = min(len(np.unique(groups[y == k])) for k in (False, True))
-    if few < folds: raise DataError(f'the rarer class has {few} patients, fewer than {folds} outer folds: take fewer folds, or more patients')
+    if few < folds: raise DataError(f'the rarer class has {few} patients, fewer than {folds} outer folds: '
+                                    'take fewer folds, or more patients')
     cut = lambda k,seed: StratifiedGroupKFold(k, shuffle=True, random_state=seed)
     rows,scores = [],{name: np.full((repeats, len(y)), np.nan) for name in models}
     for r in range(repeats):
         for f,(a,b) in enumerate(cut(folds, seed + r).split(x, y, groups)):
-            told,inside = answers(y[a]),list(cut(inner, seed + r).split(x.iloc[a], y[a], groups[a]))
+            y_train,inside = answers(y[a]),list(cut(inner, seed + r).split(x.iloc[a], y[a], groups[a]))
             for name,(pipe,grid) in models.items():
-                search = GridSearchCV(pipe, grid, scoring='roc_auc', cv=inside).fit(x.iloc[a], told)
-                s = search.predict_proba(x.iloc[b])[:, 1] if hasattr(search, 'predict_proba') else search.decision_function(x.iloc[b])
-                scores[name][r, b] = s
-                chosen = str([*search.best_params_.values()])
-                rows.append(dict(model=name, repeat=r, fold=f, inner=search.best_score_, outer=roc_auc_score(y[b], s), chosen=chosen))
+                search = GridSearchCV(pipe, grid, scoring='roc_auc', cv=inside).fit(x.iloc[a], y_train)
+                scores[name][r, b] = s = _scores(search, x.iloc[b])
+                rows.append(dict(model=name, repeat=r, fold=f, inner=search.best_score_, outer=roc_auc_score(y[b], s),
+                                 chosen=str([*search.best_params_.values()])))
     return pd.DataFrame(rows), scores
 
 # %% ../../nbs/foundations/06_classical.ipynb #f876c3c3
@@ -82,7 +85,8 @@ def shape_features(image:np.ndarray, # outline: uint8, shape (h, w), 255 inside
     from skimage.feature import canny,corner_harris,local_binary_pattern
     from skimage.measure import regionprops
     if image.dtype != np.uint8 or image.ndim != 2 or not image.any():
-        raise DataError(f'an outline is uint8 of shape (h, w) with something inside, not {image.dtype} of shape {image.shape}' + ', empty'*(not image.any()))
+        raise DataError('an outline is uint8 of shape (h, w) with something inside, '
+                        f'not {image.dtype} of shape {image.shape}' + ', empty'*(not image.any()))
     rows,columns = (np.flatnonzero(image.any(k)) for k in (1, 0))
     image = np.pad(image[rows[0]:rows[-1]+1, columns[0]:columns[-1]+1], 5)
     inside = image >= min(128, image.max())
