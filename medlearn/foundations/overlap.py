@@ -6,7 +6,7 @@
 __all__ = ['score_masks', 'show_outlines', 'found', 'by_patient', 'mean_dice', 'empty_conventions', 'MaskLoss', 'matched',
            'object_f1', 'measure_volume', 'means']
 
-# %% ../../nbs/foundations/15_overlap.ipynb #f8d97283
+# %% ../../nbs/foundations/15_overlap.ipynb #96e60d5c
 import math
 import numpy as np,pandas as pd,torch,torch.nn.functional as F
 from torch import nn
@@ -16,7 +16,7 @@ from .evaluation import as_numbers,difference,estimate,mean_interval,resample
 from ..kit.cards import DataError
 from ..kit.plots import show_images
 
-# %% ../../nbs/foundations/15_overlap.ipynb #4c31ebd7
+# %% ../../nbs/foundations/15_overlap.ipynb #937dfccf
 def score_masks(pred:np.ndarray, # class numbers, shape (n, *spatial)
                 data:MaskSet, # one split, with the truth
                 distance:bool=True, # the Hausdorff distance as well; it takes most of the time
@@ -34,14 +34,14 @@ def score_masks(pred:np.ndarray, # class numbers, shape (n, *spatial)
             rows.append({'row': i, 'patient': who, 'class': c} | size | same)
     return pd.DataFrame(rows)
 
-# %% ../../nbs/foundations/15_overlap.ipynb #6ed50bc0
+# %% ../../nbs/foundations/15_overlap.ipynb #f93a36fe
 #@title Two outlines on one picture
 def show_outlines(data:MaskSet, # one split
                   pred:np.ndarray, # class numbers, shape (n, h, w)
                   rows:list, # which images
                   titles:list=None, # one above each picture
                   zoom:float=1., # show only 1/zoom of the picture, around the largest piece
-                  names:tuple=('truth', 'prediction'), # of the two outlines
+                  names:tuple=('truth', 'prediction'), # of the two outlines; an empty one has no key
                   **kw, # for `show_images`
                  ): # matplotlib figure
     "Pictures with two outlines: the first light with a dark rim, the second dashed in black and white"
@@ -67,13 +67,14 @@ def show_outlines(data:MaskSet, # one split
         largest = np.bincount(pieces.ravel())[1:]
         y,x = np.argwhere(pieces == largest.argmax()+1).mean(0) if len(largest) else (h/2, w/2)
         ax.set(xlim=(x - w/2/zoom, x + w/2/zoom), ylim=(y + h/2/zoom, y - h/2/zoom))
-    keys = [Line2D([], [], color='w', lw=1.6, path_effects=dark, label=names[0]),
-            (Line2D([], [], color='w', lw=2.2), Line2D([], [], color='k', lw=1.6, ls=(0, (2.5, 2.5))))]
-    fig.legend(handles=keys, labels=list(names), loc='outside upper right', ncols=2, fontsize=8, frameon=True,
+    keys = {names[0]: Line2D([], [], color='w', lw=1.6, path_effects=dark),
+            names[1]: (Line2D([], [], color='w', lw=2.2), Line2D([], [], color='k', lw=1.6, ls=(0, (2.5, 2.5))))}
+    keys = {n: k for n,k in keys.items() if n}
+    fig.legend(handles=[*keys.values()], labels=[*keys], loc='outside upper right', ncols=2, fontsize=8, frameon=True,
                facecolor='.75', edgecolor='none', handlelength=4)
     return fig
 
-# %% ../../nbs/foundations/15_overlap.ipynb #b961d708
+# %% ../../nbs/foundations/15_overlap.ipynb #f2787293
 def found(pred:np.ndarray, # class numbers, shape (n, h, w)
           data:MaskSet, # one split, with the truth
          )->pd.DataFrame: # one row per object
@@ -91,14 +92,14 @@ def found(pred:np.ndarray, # class numbers, shape (n, h, w)
         rows += [dict(row=i, diameter=2*mm*math.sqrt(size[j]/math.pi), share=hit[j]/size[j], moved=kept[j]/size[j]) for j in range(1, n) if size[j]]
     return pd.DataFrame(rows, columns=['row', 'diameter', 'share', 'moved'])
 
-# %% ../../nbs/foundations/15_overlap.ipynb #a1d19594
+# %% ../../nbs/foundations/15_overlap.ipynb #f030da7c
 def by_patient(scores:pd.DataFrame # from `score_masks`
               )->pd.DataFrame: # shape (patients, classes)
     "Dice of each patient over all their images; nan where there was nothing to find"
     s = scores.groupby(['patient', 'class'], sort=False)[['pixels', 'called', 'both']].sum()
     return (2*s.both/(s.pixels + s.called)).where(s.pixels > 0).unstack()
 
-# %% ../../nbs/foundations/15_overlap.ipynb #a6bd57a9
+# %% ../../nbs/foundations/15_overlap.ipynb #c3fd8a62
 def mean_dice(a:pd.DataFrame, # from `by_patient`
               b:pd.DataFrame=None, # another model's, for the same patients: then their difference, paired
               draws:int=1000, # bootstrap resamples
@@ -108,7 +109,7 @@ def mean_dice(a:pd.DataFrame, # from `by_patient`
     if v.isna().all(): raise DataError('no patient has anything to find: there is no Dice')
     return mean_interval(v, draws=draws, least=1)
 
-# %% ../../nbs/foundations/15_overlap.ipynb #a20a6bdd
+# %% ../../nbs/foundations/15_overlap.ipynb #fc9582a3
 def empty_conventions(scores:pd.DataFrame # from `score_masks`
                      )->dict: # convention -> mean Dice
     "Mean Dice under three conventions for empty masks"
@@ -116,7 +117,7 @@ def empty_conventions(scores:pd.DataFrame # from `score_masks`
     return {'both empty is 1': scores.dice.mean(), 'empty truth left out': scores.dice[there].mean(),
             'all pixels pooled': 2*total.both/max(total.pixels + total.called, 1)}
 
-# %% ../../nbs/foundations/15_overlap.ipynb #e7a3d363
+# %% ../../nbs/foundations/15_overlap.ipynb #b4b4bdb9
 class MaskLoss(nn.Module):
     "Soft Dice loss and cross-entropy, weighted and added"
     def __init__(self,
@@ -136,7 +137,7 @@ class MaskLoss(nn.Module):
         loss = self.dice*self.soft_dice(logits, targ) if self.dice else 0
         return loss + self.ce*F.cross_entropy(logits, targ) if self.ce else loss
 
-# %% ../../nbs/foundations/15_overlap.ipynb #e3ea4675
+# %% ../../nbs/foundations/15_overlap.ipynb #a39743ac
 def matched(pred:np.ndarray, # objects numbered from 1, shape (h, w)
             targ:np.ndarray, # likewise
             at:float=.5, # IoU that makes a match, 0.5 at least
@@ -149,7 +150,7 @@ def matched(pred:np.ndarray, # objects numbered from 1, shape (h, w)
     tp = int((ious > at).any(0).sum()) if ious.size else 0
     return tp, int((size_a > 0).sum()) - tp, int((size_b > 0).sum()) - tp
 
-# %% ../../nbs/foundations/15_overlap.ipynb #c851f4d2
+# %% ../../nbs/foundations/15_overlap.ipynb #32405449
 def _f1(y, s, w):
     "F1 from (found, falsely called, missed) of each image"
     tp,fp,fn = ((np.ones((1, len(s))) if w is None else w)@s).T
@@ -164,7 +165,7 @@ def object_f1(counts:list, # (found, falsely called, missed) of each image, from
     w = resample(len(a) if groups is None else groups, draws)
     return estimate(_f1, None, a, w) if less is None else difference(_f1, None, a, np.array(less, float), w)
 
-# %% ../../nbs/foundations/15_overlap.ipynb #29863333
+# %% ../../nbs/foundations/15_overlap.ipynb #0561fe09
 def measure_volume(pred:np.ndarray, # class numbers, shape (n, d, h, w)
                    data:MaskSet, # the reference: masks, spacing, patients
                   )->pd.DataFrame: # one row for each volume and structure
@@ -177,7 +178,7 @@ def measure_volume(pred:np.ndarray, # class numbers, shape (n, d, h, w)
     return pd.DataFrame(dict(patient=s.patient, structure=s['class'], dice=s.dice, hd95_mm=np.minimum(s.hd95, farthest),
                              ml=s.called*ml, ml_reference=s.pixels*ml))
 
-# %% ../../nbs/foundations/15_overlap.ipynb #2ad1a5f1
+# %% ../../nbs/foundations/15_overlap.ipynb #4d2960bf
 def means(table:pd.DataFrame, # from `measure_volume`
           what:str='dice', # column
           b:int=1000, # resamples
