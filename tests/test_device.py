@@ -7,7 +7,7 @@ from fastai.learner import Learner
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent/'pretended_gpu'))
-import test_detection, test_forecasting, test_fusion, test_generation, test_quality, test_segmentation
+import test_detection, test_forecasting, test_followup, test_fusion, test_generation, test_segmentation
 import test_sequences_ecg, test_sequences_records, test_sequences_text, test_volumes
 from medlearn.data.cohorts import landmark
 from medlearn.data.rhythms import simulated_ecg
@@ -16,7 +16,7 @@ from medlearn.foundations.sequences import read_all, sequence_net
 from medlearn.foundations.augmentation import Augment
 from medlearn.foundations.loading import tensor_loaders
 from medlearn.foundations.training import EMA,features,fit,one_cycle,predict,small_cnn
-from medlearn.imaging import detection, fusion, generation, quality, segmentation, volumes
+from medlearn.imaging import detection, followup, fusion, generation, retrieval, segmentation, volumes
 from medlearn.sequences import ecg, forecasting, records, text
 from rules import pretended_gpu
 
@@ -114,7 +114,7 @@ def fused():
 
 
 def registered():
-    Q, x = quality, test_quality.scans().to('cuda')
+    Q, x = followup, test_followup.scans().to('cuda')
     motion = Q.rigid(torch.tensor([[8., -6, 5, 3, -2, 1]]*3, device='cuda'))
     y = Q.warp(x, motion, 2.)
     assert np.isfinite(Q.residual(motion, Q.rigid(Q.register(x, y, 2., steps=4)))).all().all()
@@ -123,7 +123,7 @@ def registered():
     turned = Q.Turned()
     turned.learn = type('', (), dict(training=True, x=torch.cat([x, y], 1), y=motion))
     turned.before_batch()
-    Q.NTXent()(torch.randn(6, 5, device='cuda'))
+    retrieval.NTXent()(torch.randn(6, 5, device='cuda'))
     return net
 
 

@@ -264,7 +264,7 @@ def test_boxes_of_other_dimensions_are_no_boxes():
 
 # The metrics of the chapters
 
-CHAPTERS = ['imaging.segmentation', 'imaging.volumes', 'imaging.generation', 'imaging.quality', 'sequences.forecasting',
+CHAPTERS = ['imaging.segmentation', 'imaging.volumes', 'imaging.generation', 'imaging.quality', 'imaging.retrieval', 'imaging.followup', 'sequences.forecasting',
             'sequences.records', 'sequences.ecg', 'sequences.text', 'data.events']
 TAKE = {'y', 'score', 'scores', 'pred', 'targ', 'prob', 'hit', 'counts', 'ranking', 'reference', 'change', 'truth', 'event', 'weights', 'band'}
 
@@ -308,12 +308,12 @@ CASES = [ # module, function, arguments with something wrong, what the message s
     ('imaging.generation', 'rarest', lambda: (with_nan(nine, 2), (-2, 2)), 'row 2: number is nan'),
     ('imaging.quality', 'cuts_for', lambda: (np.zeros((30, 2), bool), with_nan(np.zeros((30, 2)), 5, 1)), 'row 5, column 1: score is nan'),
     ('imaging.quality', 'share_interval', lambda: (with_nan(nine > 4, 6),), 'row 6: hit is nan'),
-    ('imaging.quality', 'category', lambda: (with_nan(nine, 6),), 'row 6: change is nan'),
-    ('imaging.quality', 'longest_diameter', lambda: (with_nan(np.eye(4), 2, 1),), 'row 2, column 1: mask is nan'),
-    ('imaging.quality', 'changes', lambda: (a := pd.DataFrame(dict(patient=[1, 2], diameter_mm=[3., np.inf], volume_mm3=1.)), a), 'row 1, patient 2: diameter_mm is inf'),
+    ('imaging.followup', 'category', lambda: (with_nan(nine, 6),), 'row 6: change is nan'),
+    ('imaging.followup', 'longest_diameter', lambda: (with_nan(np.eye(4), 2, 1),), 'row 2, column 1: mask is nan'),
+    ('imaging.followup', 'changes', lambda: (a := pd.DataFrame(dict(patient=[1, 2], diameter_mm=[3., np.inf], volume_mm3=1.)), a), 'row 1, patient 2: diameter_mm is inf'),
     ('imaging.quality', 'knn_distance', lambda: (cloud, with_nan(cloud, 3, 1)), 'NaN'),
     ('imaging.quality', 'mahalanobis', lambda: (cloud, with_nan(cloud, 3, 1)), 'NaN'),
-    ('imaging.quality', 'neighbours', lambda: (cloud, with_nan(cloud, 3, 1)), 'NaN'),
+    ('imaging.retrieval', 'neighbours', lambda: (cloud, with_nan(cloud, 3, 1)), 'NaN'),
     ('sequences.forecasting', 'conformal', lambda: (with_nan(np.ones((6, 2, 1, 3)), 4, 1, 0, 2), windows()), 'row 4, patient 4.*band of an answer is nan'),
     ('sequences.records', 'censoring_weights', lambda: (nine, with_nan(nine > 3, 2), 5), 'row 2: event is nan'),
     ('sequences.records', 'weighted', lambda: (E.auroc, with_nan(nine, 2)), None),
@@ -322,7 +322,7 @@ CASES = [ # module, function, arguments with something wrong, what the message s
     ('sequences.text', 'sentence_f1', lambda: (None, with_nan(np.ones((9, 3)), 3, 1)), 'row 3, column 1: count is nan'),
 ]
 NO_SCORES = { # take labels to learn from or pictures to show, whole numbers, or what another metric has checked
-    'imaging.segmentation': {'by_patient', 'show_outlines', 'matched'}, 'imaging.quality': {'retrieval'},
+    'imaging.segmentation': {'by_patient', 'show_outlines', 'matched'}, 'imaging.retrieval': {'retrieval'},
     'sequences.forecasting': {'widened', 'plot_forecast'}, 'sequences.records': {'tuned', 'plot_risk'},
     'sequences.ecg': {'plot_attention'}, 'sequences.text': {'sentence_counts'}, 'data.events': {'landmark'},
 }
