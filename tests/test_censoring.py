@@ -1,8 +1,12 @@
 "Who left before the answer: curves, weights and hazards against scipy, scikit-survival, and a world whose truth is known"
+from dataclasses import replace
+
 import numpy as np, pandas as pd, pytest, torch
 from hypothesis import given, settings, strategies as st
 from scipy.stats import CensoredData, ecdf
 
+from medlearn.data.cohorts import landmark
+from medlearn.data.events import nafld, Records
 from medlearn.foundations import censoring as R
 from medlearn.foundations.evaluation import auroc, resample
 from medlearn.kit.cards import DataError
@@ -166,9 +170,52 @@ def test_an_honest_mean_is_the_work_of_the_loss():
     assert abs(narrow - truth.mean()) < .015 and truth.mean() < wide < truth.mean() + .04 and seen[seen | (time >= 5)].mean() - truth.mean() > .05
 
 
+def test_weighted_training_is_scikit_learns_and_mends_the_mean():
+    from sklearn.linear_model import LogisticRegression
+    x, truth, time, seen = study(20_000, 1)
+    w = R.censoring_weights(time, seen, 5)
+    known = w > 0
+    X, y, w = x[known, None], seen[known], w[known]
+    model = [LogisticRegression(C=1.)]
+    ours = R.tuned(model, X, y, X, y, w, w).predict_proba(x[:, None])[:, 1]
+    assert np.allclose(ours, LogisticRegression(C=1.).fit(X, y, sample_weight=w).predict_proba(x[:, None])[:, 1])
+    plain = R.tuned(model, X, y, X, y).predict_proba(x[:, None])[:, 1]
+    assert abs(ours.mean() - truth.mean()) < .01 and plain.mean() - truth.mean() > .03
+
+
+def test_tuned_takes_the_best_on_validation():
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import log_loss
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 3))
+    y = x[:, 0] + rng.normal(size=300) > 0
+    models = [make_pipeline(StandardScaler(), LogisticRegression(C=c)) for c in (.0001, .1, 10)]
+    best = R.tuned(models, x[:200], y[:200], x[200:], y[200:], np.ones(200), np.ones(100))
+    def loss(m): return log_loss(y[200:], m.predict_proba(x[200:]))
+    assert best in models and loss(best) == min(map(loss, models))
+
+
+def test_cohorts_that_cannot_be_judged():
+    n, rng = 60, np.random.default_rng(0)
+    t, e = made(n)
+    r = Records(pd.DataFrame(columns=['id', 'time', 'variable', 'value']), pd.DataFrame(dict(id=np.flatnonzero(e), time=t[e], event='ill')),
+                pd.DataFrame(index=range(n)), pd.Series(np.where(e, t + 1, t)), name='made up')
+    cohort = landmark(r, 0, 500, 'ill')
+    s = cohort.split()
+    assert R.check_split(cohort, s, 1).to_numpy().sum() == (cohort.table.label >= 0).sum()
+    with pytest.raises(DataError, match=r"made up: \d+ people with '(yes|no)' in the split '\w+', at least 50 are needed"): R.check_split(cohort, s, 50)
+    few = cohort.take(pd.concat([cohort.table[cohort.table.label == 0], cohort.table[cohort.table.label == 1][:2]]).index)
+    with pytest.raises(DataError, match=r'\(2 with .yes. in all\)'): R.check_split(few, few.split())
+    for label, said in ((0, 'no'), (1, 'yes')):
+        one = cohort.take(cohort.table.index[cohort.table.label == label])
+        with pytest.raises(DataError, match=f"known answers are '{said}'"): R.check_split(one, ['train']*len(one))
+    many = replace(cohort, classes=['a', 'b', 'c'])
+    with pytest.raises(DataError, match='3 classes'): R.check_split(many, s)
+
+
 def test_nafld_weights():
-    from medlearn.data.cohorts import landmark
-    from medlearn.data.events import nafld
     c = landmark(nafld(), 730, 1826, 'diabetes')
     c = c.take(c.table.index[c.table.time > 0])
     t, e = c.table.time.to_numpy(), c.table.event.to_numpy(bool)

@@ -450,3 +450,15 @@ def test_mimic_demo():
     assert (c.table.label == died).all() and len(c) > 100 and check_leak(c.split(), c.table.patient) < len(c)
     assert not c.history.events.event.str.startswith('discharge').any() and len(Cohorts.summaries(c)) == len(c)
     assert 'death in hospital' in repr(c)
+
+def test_past_of_an_admission():
+    if not demo.is_dir(): pytest.skip('the MIMIC-III demo is not beside the project')
+    plain = Hospital.read_mimic(demo)
+    r = Hospital.with_past(plain, demo)
+    new = r.events[r.events.event.str.startswith(('before ', 'drug '))]
+    assert len(r.events) == len(plain.events) + len(new) and (new[new.event.str.startswith('before')].time < 0).all()
+    again = r.people[r.people.patient.duplicated(keep='first')].index
+    assert set(new.id[new.event.str.startswith('before')]) & set(again)
+    assert new.event.str.startswith('drug').sum() > 1000
+    ward = Cohorts.landmark(r, 1, event='death in hospital')
+    assert not ward.history.events.event.str.startswith('discharge').any() and ward.history.events.event.str.startswith('drug').any()
