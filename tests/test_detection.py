@@ -5,9 +5,9 @@ import numpy as np, pytest, torch, torchvision
 from fastai.learner import Learner
 from hypothesis import given, settings, strategies as st
 
-from medlearn.data.boxes import voc_boxes
+from medlearn.data.boxes import nih_boxes,voc_boxes,with_boxes
 from medlearn.data.masks import MaskSet
-from medlearn.foundations.agreement import box_iou,mean_ap
+from medlearn.foundations.agreement import match_boxes,mean_ap
 from medlearn.foundations.augmentation import Augment
 from medlearn.foundations.loading import tensor_loaders
 from medlearn.foundations.training import EMA,one_cycle
@@ -68,7 +68,7 @@ def test_matching_and_ap_agree_with_foundations(n, at, seed):
     ours, theirs = D.BoxJudge(data, 5).ap(found, at), mean_ap(truth, found, (at,))[at]
     np.testing.assert_allclose(ours.value.to_numpy()[:-1], theirs.to_numpy(), atol=1e-9)
     np.testing.assert_allclose(ours.value['mAP'], theirs.mean(), atol=1e-9)
-    got, real = D.match(truth, found, at)
+    got, real = match_boxes(truth, found, at)
     assert got.hit.sum() == np.isfinite(real.score).sum()
 
 
@@ -130,20 +130,30 @@ def test_anchors_cover_the_boxes_they_come_from():
     with pytest.raises(DataError, match='ask for fewer'): D.box_anchors(wh[:2], 3)
 
 
-def test_blobs_find_bright_squares():
-    data = squares()
-    found = [(b, np.ones(len(s), int), s) for b, s in (D.blobs(x, [6, 8, 10]) for x in data.images)]
-    assert D.BoxJudge(data, 10).sensitivity(found, 1)[0] > .9
-
-
 def test_boxes_from_masks_and_numbered_objects():
     data = squares()
     from dataclasses import replace
-    again = D.with_boxes(replace(data, boxes=None, labels=None))
+    again = with_boxes(replace(data, boxes=None, labels=None))
     for a, b in zip(data.boxes, again.boxes): assert sorted(map(tuple, a)) == sorted(map(tuple, b))
-    with pytest.raises(DataError, match='neither boxes nor masks'): D.with_boxes(replace(data, masks=None, instances=None, boxes=None, labels=None))
+    with pytest.raises(DataError, match='neither boxes nor masks'): with_boxes(replace(data, masks=None, instances=None, boxes=None, labels=None))
     with pytest.raises(DataError, match='volumes'):
-        D.with_boxes(MaskSet(np.zeros((2, 8, 8, 8), np.uint8), np.zeros((2, 8, 8, 8), np.uint8), ['a', 'b'], np.array(['train', 'test'])))
+        with_boxes(MaskSet(np.zeros((2, 8, 8, 8), np.uint8), np.zeros((2, 8, 8, 8), np.uint8), ['a', 'b'], np.array(['train', 'test'])))
+
+
+def test_touching_objects_stay_apart_where_they_are_numbered():
+    from dataclasses import replace
+    pair = np.zeros((1, 8, 12), np.uint8)
+    pair[0, 2:6, 1:5], pair[0, 2:6, 5:9] = 1, 2
+    data = MaskSet((pair > 0).astype(np.uint8)*200, (pair > 0).astype(np.uint8), ['ground', 'cell'], np.array(['test']), 'pair')
+    assert with_boxes(data).boxes[0].tolist() == [[1, 2, 9, 6]]
+    apart = with_boxes(replace(data, instances=pair))
+    assert apart.boxes[0].tolist() == [[1, 2, 5, 6], [5, 2, 9, 6]] and apart.labels[0].tolist() == [1, 1]
+
+
+def test_boxes_of_nih():
+    nih = nih_boxes()
+    assert len(nih) == 984 and nih.finding.nunique() == 8 and nih.image.nunique() == 880
+    assert (nih.image.str[:8] == nih.patient).all() and (nih[['w', 'h']] > 0).all(axis=None)
 
 
 def test_the_loss_is_least_at_the_truth():
@@ -187,19 +197,6 @@ def test_two_stages_learn_and_validate_without_learning():
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-def test_mask_rcnn_takes_over_weights_and_draws_masks():
-    from dataclasses import replace
-    data = squares()
-    first = D.two_stage(small(), 1, np.array([[8., 8]]), (32, 32), hidden=32)
-    model = D.two_stage(small(), 1, np.array([[8., 8]]), (32, 32), masks=True, hidden=32)
-    new = model.load_state_dict(first.state_dict(), strict=False)
-    assert new.missing_keys and all('mask' in k for k in new.missing_keys) and not new.unexpected_keys
-    numbered = replace(data, masks=data.instances, classes=['ground', 'one', 'two'])
-    learned(model, numbered, D.sum_losses, 1, 1e-3, kind='mask', cbs=D.GiveTargets())
-    with torch.inference_mode(): out = model.eval().found(torch.zeros(2, 1, 32, 32))
-    assert len(out) == 2 and all(len(o) == 4 and o[3].shape[1:] == (1, 32, 32) for o in out)
-
-
 @pytest.mark.skipif(not BCCD.is_dir(), reason='shared/data/bccd is not beside the repository')
 def test_blood_cells_name_their_bad_boxes():
     with pytest.raises(DataError, match='BloodImage_003(38|43).*zero area'): voc_boxes(BCCD, shape=(24, 32))
@@ -208,4 +205,4 @@ def test_blood_cells_name_their_bad_boxes():
 def test_boxes_without_a_number_for_a_score_are_refused():
     box = np.array([[0, 0, 5, 5.]])
     with pytest.raises(DataError, match='picture 1: box 0 has the score nan'):
-        D.match([(box, [1])]*2, [(box, [1], [.5]), (box, [1], [np.nan])])
+        match_boxes([(box, [1])]*2, [(box, [1], [.5]), (box, [1], [np.nan])])

@@ -155,7 +155,7 @@ def voc_boxes(folder:str, # holds Annotations, JPEGImages, and ImageSets/Main wh
     used_together(folder.name, [*xml.values(), *paths])
     return _boxed(folder.name, paths, found, stated, ['background', *classes], drop_bad, shape, colour, 1, **more)
 
-# %% ../../nbs/data/11_boxes.ipynb #25b275a9
+# %% ../../nbs/data/11_boxes.ipynb #cb581c61
 def with_boxes(data:MaskSet # 2D images, with boxes or with masks
               )->MaskSet: # with boxes; and with numbered objects where it has masks
     "Boxes around the objects of a set that has masks only; touching objects stay apart where they are numbered"
@@ -171,7 +171,7 @@ def with_boxes(data:MaskSet # 2D images, with boxes or with masks
     labels = [np.array([m[o == k].max() for k,_ in e], int) for e,m,o in zip(each, data.masks, objects)]
     return replace(data, instances=objects, boxes=boxes, labels=labels)
 
-# %% ../../nbs/data/11_boxes.ipynb #c4144214
+# %% ../../nbs/data/11_boxes.ipynb #815d7e52
 def nih_boxes()->pd.DataFrame: # one row a box: image, patient, finding; x, y, w, h in pixels of an image of 1024 × 1024
     "The boxes that radiologists drew on 880 chest X-rays of NIH ChestX-ray14; the images are not there"
     raw = gzip.decompress(read_member(fetch('nih_boxes'), card('nih_boxes').file().member))
