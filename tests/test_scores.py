@@ -264,7 +264,7 @@ def test_boxes_of_other_dimensions_are_no_boxes():
 
 # The metrics of the chapters
 
-CHAPTERS = ['imaging.segmentation', 'imaging.volumes', 'imaging.generation', 'imaging.quality', 'imaging.retrieval', 'imaging.followup', 'sequences.forecasting',
+CHAPTERS = ['imaging.segmentation', 'foundations.overlap', 'imaging.volumes', 'imaging.generation', 'imaging.quality', 'imaging.retrieval', 'imaging.followup', 'sequences.forecasting',
             'sequences.records', 'sequences.ecg', 'sequences.text', 'data.events']
 TAKE = {'y', 'score', 'scores', 'pred', 'targ', 'prob', 'hit', 'counts', 'ranking', 'reference', 'change', 'truth', 'event', 'weights', 'band'}
 
@@ -292,13 +292,14 @@ def strips():
 
 nine, cloud = np.arange(9.), np.random.default_rng(0).normal(size=(30, 2))
 CASES = [ # module, function, arguments with something wrong, what the message says
-    ('imaging.segmentation', 'score_masks', lambda: (with_nan(masks().masks, 2, 0, 0, 0), masks()), 'toy: row 2.*class is nan'),
+    ('foundations.overlap', 'score_masks', lambda: (with_nan(masks().masks, 2, 0, 0, 0), masks()), 'toy: row 2.*class is nan'),
     ('imaging.segmentation', 'decide', lambda: (with_nan(np.full((3, 2, 4, 4), .5), 1, 0, 2, 2),), 'row 1.*probability is nan'),
     ('imaging.segmentation', 'best_cut', lambda: (with_nan(np.full((4, 2, 8, 8, 8), .5), 3, 0, 2, 2, 2), masks()), 'row 3.*probability is nan'),
-    ('imaging.segmentation', 'found', lambda: (with_nan(masks().masks, 2, 0, 0, 0), masks()), 'row 2.*class is nan'),
-    ('imaging.segmentation', 'mean_dice', lambda: (pd.DataFrame({'a': [np.nan]*3}),), 'anything to find'),
-    ('imaging.volumes', 'measure', lambda: ((d := masks(1)).masks, MaskSet(**vars(d) | dict(classes=['background', 'a', 'b']))), "no reference mask has 'b'"),
-    ('imaging.volumes', 'measure', lambda: (with_nan(masks().masks, 1, 0, 0, 0), masks()), 'row 1.*class is nan'),
+    ('foundations.overlap', 'found', lambda: (with_nan(masks().masks, 2, 0, 0, 0), masks()), 'row 2.*class is nan'),
+    ('foundations.overlap', 'mean_dice', lambda: (pd.DataFrame({'a': [np.nan]*3}),), 'anything to find'),
+    ('foundations.overlap', 'object_f1', lambda: (with_nan(np.ones((4, 3)), 2, 1),), 'row 2, column 1: score is nan'),
+    ('foundations.overlap', 'measure_volume', lambda: ((d := masks(1)).masks, MaskSet(**vars(d) | dict(classes=['background', 'a', 'b']))), "no reference mask has 'b'"),
+    ('foundations.overlap', 'measure_volume', lambda: (with_nan(masks().masks, 1, 0, 0, 0), masks()), 'row 1.*class is nan'),
     ('imaging.volumes', 'agreement', lambda: (nine, with_nan(nine, 4)), 'row 4: what was found is nan'),
     ('imaging.volumes', 'agreement', lambda: (nine, nine[:1]), 'alike'),
     ('imaging.volumes', 'plot_bland_altman', lambda: (with_nan(nine, 4), nine), 'row 4: the reference is nan'),
@@ -322,7 +323,7 @@ CASES = [ # module, function, arguments with something wrong, what the message s
     ('sequences.text', 'sentence_f1', lambda: (None, with_nan(np.ones((9, 3)), 3, 1)), 'row 3, column 1: count is nan'),
 ]
 NO_SCORES = { # take labels to learn from or pictures to show, whole numbers, or what another metric has checked
-    'imaging.segmentation': {'by_patient', 'show_outlines', 'matched'}, 'imaging.retrieval': {'retrieval'},
+    'imaging.segmentation': set(), 'foundations.overlap': {'by_patient', 'show_outlines', 'matched', 'empty_conventions'}, 'imaging.retrieval': {'retrieval'},
     'sequences.forecasting': {'widened', 'plot_forecast'}, 'sequences.records': {'tuned', 'plot_risk'},
     'sequences.ecg': {'plot_attention'}, 'sequences.text': {'sentence_counts'}, 'data.events': {'landmark'},
 }
