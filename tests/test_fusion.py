@@ -7,13 +7,15 @@ from hypothesis import given, settings, strategies as st
 from scipy.ndimage import shift
 from sklearn.metrics import roc_auc_score
 
-from medlearn.data.joint import check_joint, joined, read_joint
+from medlearn.data.brain import brain_joint
+from medlearn.data.doors import joint_from
+from medlearn.data.joint import check_joint, joined, lidc_joint, RATINGS, read_joint
 from medlearn.foundations.classical import models
 from medlearn.foundations.evaluation import Judge
 from medlearn.foundations.augmentation import Augment
 from medlearn.imaging.fusion import (Fusion, Inputs, JointAugment, MeanAndPeak, ModalityDropout, attention_weights,
-                                    brain_card, brain_joint, brain_signs, by_subset, displaced, encoder, fit_fusion,
-                                    joint_data, joint_loaders, predict_joint, subsets, table_baseline)
+                                    by_subset, displaced, encoder, fit_fusion, joint_loaders, predict_joint, subsets,
+                                    table_baseline)
 from medlearn.kit.cards import DataError
 
 WAYS = ['early', 'middle', 'late', 'attention']
@@ -147,7 +149,7 @@ def folder(path, n=30, **changes):
 
 def test_folder_is_joined_by_id(tmp_path):
     ids, pictures, blood, _ = cases(30)
-    d = joint_data(folder(tmp_path))
+    d = joint_from(folder(tmp_path))
     assert (d.parts['ct'] == pictures).all() and np.allclose(d.parts['table'], blood) and d.classes == ['ill', 'well'] and d.columns == dict(table=['crp', 'age'])
 
 
@@ -159,8 +161,8 @@ def test_folder_with_numbers_as_ids_and_a_split(tmp_path):
 
 
 def test_folders_that_cannot_be_read_say_why(tmp_path):
-    with pytest.raises(DataError, match='no is not there'): joint_data(str(tmp_path/'no'))
-    with pytest.raises(DataError, match='images.npz'): joint_data(tmp_path)
+    with pytest.raises(DataError, match='no is not there'): joint_from(str(tmp_path/'no'))
+    with pytest.raises(DataError, match='images.npz'): joint_from(tmp_path)
     d = folder(tmp_path)
     rows = pd.read_csv(d/'table.csv')
     rows.drop(columns='label').to_csv(d/'table.csv', index=False)
@@ -184,7 +186,14 @@ def test_folders_with_holes_say_where(tmp_path):
         with pytest.raises(DataError, match=f"column '{column}' is empty in row 4, .*2 of 30"): read_joint(tmp_path)
     pictures = cases(30)[1][::-1].astype(np.float32)
     pictures[20, 0, 0] = np.nan # of the ids from the last to the first
-    with pytest.raises(DataError, match='ct in row 9, P009'): joint_data(folder(tmp_path, ct=pictures))
+    with pytest.raises(DataError, match='ct in row 9, P009'): joint_from(folder(tmp_path, ct=pictures))
+
+
+def test_nodules_are_labelled_by_the_other_readers():
+    d = lidc_joint(16, 3.)
+    assert list(d.columns['ratings']) == RATINGS and (d.parts['ratings'] == d.more[RATINGS].to_numpy()).all()
+    assert ((d.more.others > 3) == (d.labels == 1)).all() and (d.more.others != 3).all() and (d.more.reader == 1).all()
+    assert d.parts['outline'].shape == (len(d), 16, 16) and pd.Series(d.split).groupby(d.groups).nunique().eq(1).all()
 
 
 # Networks
@@ -331,34 +340,7 @@ def test_baseline_is_the_best_of_its_grid_on_validation(data):
     assert np.isclose(roc_auc_score(data.labels[at['valid']], got['valid'][:, 1]), best) and got['test'].shape == (at['test'].sum(), 2)
 
 
-# Simulated brain
-
-def test_signs_make_the_kinds():
-    s = brain_signs(400, 32, np.random.default_rng(0))
-    far = np.hypot(s.mr_y - s.pet_y, s.mr_x - s.pet_x)
-    assert ((s.ct_radius > 0) == (s.kind == 1)).all() and ((s.mr_radius > 0) == (s.kind > 1)).all() and (s.pet_radius[s.kind == 3] > 0).all()
-    assert (far[s.kind == 3] == 0).all() and (far[s.kind < 3] >= 10).all() and .3 < (s.pet_radius[s.kind == 2] > 0).mean() < .7
-
-
-def test_each_sign_is_seen_by_its_scanner_only(brain):
-    m = brain.more
-    def at(picture, who, k):
-        return np.array([picture[i, round(m[f'{k}_y'][i]), round(m[f'{k}_x'][i])] for i in np.flatnonzero(who)], float) - np.median(picture[who], (1, 2))
-    lesion, calcified, hot = m.kind > 1, m.kind == 1, m.pet_radius > 0
-    assert at(brain.parts['ct'], calcified, 'ct').mean() > 40 > abs(at(brain.parts['ct'], lesion, 'mr').mean())
-    assert at(brain.parts['mr'][..., 1], lesion, 'mr').mean() > 40 and at(brain.parts['pet'], hot, 'pet').mean() > 60
-
-
-def test_blocks_of_slices_do_not_cross_the_split(brain):
-    assert pd.Series(brain.split).groupby(brain.more.block.to_numpy()).nunique().eq(1).all() and brain.simulated
-    again, other = brain_joint(40), brain_joint(40, seed=1)
-    assert all((brain.parts[m] == again.parts[m]).all() for m in brain.parts) and (brain.parts['ct'] != other.parts['ct']).any()
-
-
-def test_the_card_says_simulated():
-    c = brain_card()
-    assert c.simulated and 'SIMULATED' in c.title and 'simulated' in c.modality and 'simulated' in repr(brain_joint(40)).lower()
-
+# Pictures that slip
 
 @settings(max_examples=10, deadline=None)
 @given(by=st.integers(0, 6), seed=st.integers(0, 99))
