@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['neighbours', 'retrieval', 'TwoViews', 'NTXent', 'vote']
 
-# %% ../../nbs/imaging/10_retrieval.ipynb #c144fddc
+# %% ../../nbs/imaging/10_retrieval.ipynb #f189aa19
 import math
 import numpy as np,pandas as pd,torch,torch.nn.functional as F
 from torch import Tensor,nn
