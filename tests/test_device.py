@@ -8,7 +8,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent/'pretended_gpu'))
 import test_detection, test_forecasting, test_followup, test_fusion, test_generation, test_segmentation
-import test_sequences_ecg, test_sequences_records, test_sequences_text, test_volumes
+import test_sequences_ecg, test_sequences_records, test_sequences_text, test_voxels
 from medlearn.data.cohorts import landmark
 from medlearn.data.rhythms import simulated_ecg
 from medlearn.data.text import Vocab
@@ -16,7 +16,7 @@ from medlearn.foundations.sequences import read_all, sequence_net
 from medlearn.foundations.augmentation import Augment
 from medlearn.foundations.loading import tensor_loaders
 from medlearn.foundations.training import EMA,features,fit,one_cycle,predict,small_cnn
-from medlearn.imaging import detection, followup, fusion, generation, retrieval, segmentation, volumes
+from medlearn.imaging import detection, followup, fusion, generation, retrieval, segmentation, voxels
 from medlearn.sequences import ecg, forecasting, records, text
 from rules import pretended_gpu
 
@@ -78,9 +78,9 @@ def segmenter():
 
 
 def volume_segmenter():
-    data = test_volumes.balls()
-    learn = volumes.fit_volumes(data, volumes.unet3d(2, (4, 8)), epochs=1, bs=2, device='cuda')
-    assert volumes.segment(learn, data.part('test'), 32, 16).shape == data.part('test').masks.shape
+    data = test_voxels.balls()
+    learn = voxels.fit_volumes(data, voxels.unet3d(2, (4, 8)), epochs=1, bs=2, device='cuda')
+    assert voxels.segment(learn, data.part('test'), 32, 16).shape == data.part('test').masks.shape
     return learn.model
 
 
