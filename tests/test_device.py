@@ -16,6 +16,7 @@ from medlearn.foundations.sequences import read_all, sequence_net
 from medlearn.foundations.augmentation import Augment
 from medlearn.foundations.loading import tensor_loaders
 from medlearn.foundations.training import EMA,features,fit,one_cycle,predict,small_cnn
+from medlearn.foundations.tiles import Crops
 from medlearn.imaging import detection, followup, fusion, generation, retrieval, segmentation, voxels
 from medlearn.sequences import ecg, forecasting, records, text
 from rules import pretended_gpu
@@ -71,7 +72,7 @@ def classifier():
 
 def segmenter():
     data = test_segmentation.discs()
-    learn = segmentation.mask_learner(data, widths=(4, 8), augment=segmentation.Crops(32, Augment(flip=.5)), n=8, bs=4, device='cuda')
+    learn = segmentation.mask_learner(data, net=dict(widths=(4, 8)), augment=Crops(32, Augment(flip=.5)), n=8, bs=4, device='cuda')
     one_cycle(learn, 1, 1e-3, cbs=EMA(.9))
     assert np.isfinite(segmentation.predict_masks(learn, data.images[:3])).all()
     return learn.model
