@@ -6,7 +6,7 @@
 __all__ = ['CodeBook', 'encode', 'record_set', 'LastMeanMax', 'StepEmbedding', 'record_net', 'fit_records', 'at_days',
            'plot_risk']
 
-# %% ../../nbs/sequences/02_records.ipynb #a434101d
+# %% ../../nbs/sequences/02_records.ipynb #adb5c974
 import numpy as np,pandas as pd,torch
 from dataclasses import dataclass,replace
 from torch import nn
@@ -18,7 +18,7 @@ from ..foundations.sequences import Attend,Last,Max,Mean,Recurrent,SequenceNet,S
 from ..foundations.training import KeepBest,one_cycle
 from ..kit.cards import DataError
 
-# %% ../../nbs/sequences/02_records.ipynb #0860c944
+# %% ../../nbs/sequences/02_records.ipynb #f830daf3
 #@title A book of codes, and the steps of each person
 @dataclass(frozen=True)
 class CodeBook:
@@ -74,7 +74,7 @@ def encode(cohort:Cohort, # from `landmark`
     x[i, step] = np.stack([code, value, scaled(gap), scaled(left)], -1)
     return x, n
 
-# %% ../../nbs/sequences/02_records.ipynb #446f7eb6
+# %% ../../nbs/sequences/02_records.ipynb #a3fe9e73
 #@title A cohort for the network
 def record_set(cohort:Cohort, # from `landmark`
                book:CodeBook, # of the training people
@@ -86,7 +86,7 @@ def record_set(cohort:Cohort, # from `landmark`
     one = (label[:, None] == 1).astype(np.float32),(label[:, None] >= 0).astype(np.float32)
     return SequenceSet(*encode(cohort, book, **kw), *(one if edges is None else intervals(t, e, edges)), kind='value')
 
-# %% ../../nbs/sequences/02_records.ipynb #1294467f
+# %% ../../nbs/sequences/02_records.ipynb #79af8fbc
 #@title Embedding of a step, three views, the network
 class LastMeanMax(nn.Module):
     "The last state, the mean and the largest value of each number, side by side"
@@ -124,7 +124,7 @@ def record_net(codes:int, # of the book
     if pool == 'all': net.head = nn.Linear(3*width, n_out)
     return net
 
-# %% ../../nbs/sequences/02_records.ipynb #20157959
+# %% ../../nbs/sequences/02_records.ipynb #bd22c42a
 #@title Training from the base rate on
 def fit_records(net:SequenceNet, # from `record_net`, or another with a linear `head`
                 train:SequenceSet, # with the two targets of `hazard_loss`
@@ -144,7 +144,7 @@ def fit_records(net:SequenceNet, # from `record_net`, or another with a linear `
     dls = sequence_loaders(train, valid, bs, device)
     return one_cycle(Learner(dls, net.to(dls.device), loss_func=hazard_loss, wd=1e-2), epochs, lr, watch, cbs=KeepBest(), validate=True)
 
-# %% ../../nbs/sequences/02_records.ipynb #071dfcea
+# %% ../../nbs/sequences/02_records.ipynb #eef90f2d
 #@title One person on many days
 def at_days(records:Records, # that hold the person
             id, # who
