@@ -53,7 +53,7 @@ def mni_tissue(block:int=12, # slices of 1 mm in a block, which goes to one spli
     return MaskSet(images, masks, ['other', 'grey matter', 'white matter'], parts, 'mni152' + ', blocks'*volumes,
                    np.array([f'block {i}' for i in where]), np.ones((len(images), images.ndim-1)))
 
-# %% ../../nbs/data/10_volumes.ipynb #58bcc35f
+# %% ../../nbs/data/10_volumes.ipynb #bd161954
 PLANES = dict(axial=0, coronal=1, sagittal=2)
 def slice_of(volume:np.ndarray, # (slices foot to head, rows front to back, columns left to right)
              plane:str='axial', # "axial", "coronal" or "sagittal"
@@ -64,7 +64,7 @@ def slice_of(volume:np.ndarray, # (slices foot to head, rows front to back, colu
     cut = np.take(volume, volume.shape[axis]//2 if k is None else k, axis)
     return cut if plane == 'axial' else cut[::-1]
 
-# %% ../../nbs/data/10_volumes.ipynb #2bb3a539
+# %% ../../nbs/data/10_volumes.ipynb #9d5f9c04
 def show_planes(volume:np.ndarray, # greys, uint8, shape (d, h, w)
                 mask:np.ndarray=None, # class numbers, same shape: outlined
                 spacing:tuple=(1, 1, 1), # mm between slices, rows and columns
@@ -90,7 +90,7 @@ def show_planes(volume:np.ndarray, # greys, uint8, shape (d, h, w)
     plt.close(fig)
     return fig
 
-# %% ../../nbs/data/10_volumes.ipynb #f41eda78
+# %% ../../nbs/data/10_volumes.ipynb #c4061999
 def _outlined(grey, masks, low, high, shape):
     "A slice as colour picture of the given size, the rims of the masks drawn in"
     from PIL import Image
@@ -104,7 +104,7 @@ def _outlined(grey, masks, low, high, shape):
         for c in np.unique(m[m > 0]): rgb[(m == c) & ~binary_erosion(m == c)] = two[(c-1)%2]
     return rgb
 
-# %% ../../nbs/data/10_volumes.ipynb #b7deb01d
+# %% ../../nbs/data/10_volumes.ipynb #7b17ceea
 def slice_viewer(volume:np.ndarray, # greys or HU, shape (d, h, w)
                  masks:list=(), # class numbers, same shape: the first green and blue, the second orange and yellow
                  spacing:tuple=(1, 1, 1), # mm between slices, rows and columns
@@ -207,7 +207,7 @@ def nifti_pairs(images:str, # folder of volumes, or a folder that holds imagesTr
     return MaskSet(np.stack([centred(a) for a in pics]), np.stack([centred(a) for a in got]), classes, name=name,
                    spacing=np.array(mm), table=table, **split_files(x, patient, fractions, seed))
 
-# %% ../../nbs/data/10_volumes.ipynb #a9b6c2cd
+# %% ../../nbs/data/10_volumes.ipynb #7bb21006
 def hippocampus(**kw # for `nifti_pairs`: fractions, seed
                )->MaskSet: # volumes; each head is a patient
     "The hippocampus in 260 MR volumes of the Medical Segmentation Decathlon: its front and its back part"
