@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['AnySize', 'tiled', 'field_radius', 'Crops']
 
-# %% ../../nbs/foundations/16_tiles.ipynb #45e84170
+# %% ../../nbs/foundations/16_tiles.ipynb #fc2f2c1e
 import itertools,math
 import numpy as np,torch,torch.nn.functional as F
 from torch import Tensor,nn
 from ..kit.cards import DataError
 
-# %% ../../nbs/foundations/16_tiles.ipynb #9a635042
+# %% ../../nbs/foundations/16_tiles.ipynb #257e046f
 class AnySize(nn.Module):
     "A network that takes pictures, or volumes, of any size"
     def __init__(self,
@@ -27,7 +27,7 @@ class AnySize(nn.Module):
         if any(fill): x = F.pad(x, fill, mode='replicate')
         return self.net(x)[(..., *map(slice, size))]
 
-# %% ../../nbs/foundations/16_tiles.ipynb #674031de
+# %% ../../nbs/foundations/16_tiles.ipynb #9824156f
 @torch.inference_mode()
 def tiled(f, # function of one tile, shape (1, c, *tile), whose answer has shape (1, k, *tile)
           image, # array, memory map or tensor, shape (c, *spatial): picture or volume
@@ -56,7 +56,7 @@ def tiled(f, # function of one tile, shape (1, c, *tile), whose answer has shape
         res[(slice(None), *(slice(c, d) for _,_,c,d in where))] = y[(slice(None), *(slice(c-a, d-a) for a,_,c,d in where))]
     return res
 
-# %% ../../nbs/foundations/16_tiles.ipynb #dffa3edf
+# %% ../../nbs/foundations/16_tiles.ipynb #87b28781
 @torch.inference_mode()
 def field_radius(model:nn.Module, # (n, c, *spatial) -> (n, k, *spatial)
                  c_in:int=1, # channels of the picture
@@ -75,7 +75,7 @@ def field_radius(model:nn.Module, # (n, c, *spatial) -> (n, k, *spatial)
         if n >= side: return math.inf
         n = min(2*n, side)
 
-# %% ../../nbs/foundations/16_tiles.ipynb #553829ff
+# %% ../../nbs/foundations/16_tiles.ipynb #e22bb56a
 class Crops:
     "An augmentation, and then a random square of each picture"
     def __init__(self,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['nuclei_picture', 'in_blocks', 'nuclei_blocks', 'nuclei_archive', 'object_data', 'separate', 'count_centres']
 
-# %% ../../nbs/imaging/04_instances.ipynb #e1275a57
+# %% ../../nbs/imaging/04_instances.ipynb #351b805b
 import io,zipfile
 import numpy as np
 from ..data.doors import scans_from
@@ -14,7 +14,7 @@ from ..data.splits import split_by_group
 from ..kit.cards import card,DataError
 from ..kit.fetch import fetch,read_member
 
-# %% ../../nbs/imaging/04_instances.ipynb #e97aff1b
+# %% ../../nbs/imaging/04_instances.ipynb #315f5a79
 #@title Reading nuclei
 def nuclei_picture()->tuple: # the picture and its numbered nuclei, shape (512, 512)
     "One real fluorescence picture, from the source package of stardist"
@@ -72,7 +72,7 @@ def object_data(dataset:str, # as for `scans_from`
     if not data.masks[data.split == 'train'].any(): raise DataError(f'{data.name}: no training mask has an object. Check the masks, or split by another seed.')
     return data
 
-# %% ../../nbs/imaging/04_instances.ipynb #c932398a
+# %% ../../nbs/imaging/04_instances.ipynb #04625dcb
 def separate(mask:np.ndarray, # bool, shape (h, w)
              apart:int=5, # least distance between two centres, pixels
              smooth:float=1., # blur of the distances, pixels: fewer false hills
@@ -87,7 +87,7 @@ def separate(mask:np.ndarray, # bool, shape (h, w)
     seeds[tuple(tops.T)] = np.arange(1, len(tops)+1)
     return watershed(-hills, seeds, mask=mask)
 
-# %% ../../nbs/imaging/04_instances.ipynb #ea61bec3
+# %% ../../nbs/imaging/04_instances.ipynb #1fce7bf2
 def count_centres(objects, # function of (rows, columns), two slices, that gives the numbered objects of that part
                   size:tuple, # (height, width) of the whole picture
                   side:int=128, # of the middle of a tile

@@ -131,7 +131,7 @@ class UNet(nn.Module):
         for block,skip in zip(self.up, skips[-2::-1]): x = block(torch.cat([F.interpolate(x, scale_factor=2), skip], 1))
         return F.pixel_shuffle(self.head(x), self.square)
 
-# %% ../../nbs/imaging/03_segmentation.ipynb #40d189f2
+# %% ../../nbs/imaging/03_segmentation.ipynb #1a5bab0c
 def _resnet_unet(c_in, n_out, size, weights):
     "fastai's U-Net on a ResNet-18"
     from fastai.vision.learner import create_unet_model
