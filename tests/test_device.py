@@ -7,7 +7,7 @@ from fastai.learner import Learner
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent/'pretended_gpu'))
-import test_detection, test_forecasting, test_followup, test_fusion, test_generation, test_segmentation
+import test_detection, test_forecasting, test_followup, test_fusion, test_judging, test_segmentation
 import test_sequences_ecg, test_sequences_records, test_sequences_text, test_voxels
 from medlearn.data.cohorts import landmark
 from medlearn.data.rhythms import simulated_ecg
@@ -15,9 +15,10 @@ from medlearn.data.text import Vocab
 from medlearn.foundations.sequences import read_all, sequence_net
 from medlearn.foundations.augmentation import Augment
 from medlearn.foundations.loading import tensor_loaders
+from medlearn.foundations import judging
 from medlearn.foundations.training import EMA,features,fit,one_cycle,predict,small_cnn
 from medlearn.foundations.tiles import Crops
-from medlearn.imaging import detection, followup, fusion, generation, retrieval, segmentation, voxels
+from medlearn.imaging import detection, diffusion, followup, fusion, generation, retrieval, segmentation, voxels
 from medlearn.sequences import ecg, forecasting, records, text
 from rules import pretended_gpu
 
@@ -64,7 +65,7 @@ def test_outside_nothing_is_pretended():
 # What trains. Each gives its network, which has to lie there, and has been asked for answers
 
 def classifier():
-    data = test_generation.squares()
+    data = test_judging.squares()
     learn = fit(data, tensor_loaders(data, bs=16, augment=Augment(rotate=9, flip=.5, elastic=.1, light=.1), device='cuda'), small_cnn(1, 2, widths=(4, 8)), 1)
     assert np.isfinite(predict(learn, data.images)).all() and np.isfinite(features(learn, data.images)).all()
     return learn.model
@@ -97,13 +98,13 @@ def detector(stages):
 
 
 def generator():
-    data, play = test_generation.squares(), dict(latent=4, bs=16, width=4, device='cuda')
-    generation.train_vae(data.part('train'), 2, **play)
-    generation.generate(generation.train_diffusion(data.part('train'), 2, 8, 2, bs=16, device='cuda'), [0, 1])
+    data, play = test_judging.squares(), dict(latent=4, bs=16, width=4, device='cuda')
+    diffusion.train_vae(data.part('train'), 2, **play)
+    judging.generate(diffusion.train_diffusion(data.part('train'), 2, 8, 2, bs=16, device='cuda'), [0, 1])
     gen = generation.Generator(16, latent=4, width=4).to('cuda')
-    generation.play(gen, generation.Critic(16, width=4, norm=True).to('cuda'), generation.signed(data.images, 'cuda'), 2, bs=16)
+    generation.play(gen, generation.Critic(16, width=4, norm=True).to('cuda'), judging.signed(data.images, 'cuda'), 2, bs=16)
     gen = generation.train_wgan(data.part('train'), 6, **play)
-    assert generation.generate(gen, [0, 1]).dtype == np.uint8
+    assert judging.generate(gen, [0, 1]).dtype == np.uint8
     return gen
 
 

@@ -264,7 +264,7 @@ def test_boxes_of_other_dimensions_are_no_boxes():
 
 # The metrics of the chapters
 
-CHAPTERS = ['imaging.segmentation', 'foundations.overlap', 'imaging.volumes', 'imaging.generation', 'imaging.quality', 'imaging.retrieval', 'imaging.followup', 'sequences.forecasting',
+CHAPTERS = ['imaging.segmentation', 'foundations.overlap', 'imaging.volumes', 'foundations.judging', 'imaging.quality', 'imaging.retrieval', 'imaging.followup', 'sequences.forecasting',
             'sequences.records', 'sequences.ecg', 'sequences.text', 'data.events']
 TAKE = {'y', 'score', 'scores', 'pred', 'targ', 'prob', 'hit', 'counts', 'ranking', 'reference', 'change', 'truth', 'event', 'weights', 'band'}
 
@@ -303,10 +303,9 @@ CASES = [ # module, function, arguments with something wrong, what the message s
     ('imaging.volumes', 'agreement', lambda: (nine, with_nan(nine, 4)), 'row 4: what was found is nan'),
     ('imaging.volumes', 'agreement', lambda: (nine, nine[:1]), 'alike'),
     ('imaging.volumes', 'plot_bland_altman', lambda: (with_nan(nine, 4), nine), 'row 4: the reference is nan'),
-    ('imaging.generation', 'frechet', lambda: (with_nan(cloud, 3, 1), cloud), 'row 3, column 1: feature is nan'),
-    ('imaging.generation', 'manifold', lambda: (cloud, with_nan(cloud, 3, 1)), 'row 3, column 1: feature is nan'),
-    ('imaging.generation', 'closeness', lambda: (with_nan(np.ones((3, 4, 4)), 1, 1, 1), np.ones((5, 4, 4))), 'row 1.*pixel is nan'),
-    ('imaging.generation', 'rarest', lambda: (with_nan(nine, 2), (-2, 2)), 'row 2: number is nan'),
+    ('foundations.judging', 'frechet', lambda: (with_nan(cloud, 3, 1), cloud), 'row 3, column 1: feature is nan'),
+    ('foundations.judging', 'manifold', lambda: (cloud, with_nan(cloud, 3, 1)), 'row 3, column 1: feature is nan'),
+    ('foundations.judging', 'closeness', lambda: (with_nan(np.ones((3, 4, 4)), 1, 1, 1), np.ones((5, 4, 4))), 'row 1.*pixel is nan'),
     ('imaging.quality', 'cuts_for', lambda: (np.zeros((30, 2), bool), with_nan(np.zeros((30, 2)), 5, 1)), 'row 5, column 1: score is nan'),
     ('imaging.quality', 'share_interval', lambda: (with_nan(nine > 4, 6),), 'row 6: hit is nan'),
     ('imaging.followup', 'category', lambda: (with_nan(nine, 6),), 'row 6: change is nan'),
