@@ -6,7 +6,7 @@
 __all__ = ['patch_size', 'patches', 'unet3d', 'SliceBySlice', 'unet25d', 'AtHalf', 'vnet3d', 'fit_volumes', 'segmenter',
            'segment']
 
-# %% ../../nbs/imaging/13_voxels.ipynb #c2f008a4
+# %% ../../nbs/imaging/13_voxels.ipynb #35d5cfb8
 import math,warnings
 import numpy as np,torch,torch.nn.functional as F
 from dataclasses import replace
