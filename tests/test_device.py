@@ -8,7 +8,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent/'pretended_gpu'))
 import test_detection, test_forecasting, test_followup, test_fusion, test_judging, test_segmentation
-import test_sequences_ecg, test_sequences_records, test_sequences_text, test_voxels
+import test_sequences_ecg, test_sequences_entities, test_sequences_records, test_sequences_text, test_voxels
 from medlearn.data.cohorts import landmark
 from medlearn.data.rhythms import simulated_ecg
 from medlearn.data.text import Vocab
@@ -19,7 +19,7 @@ from medlearn.foundations import judging
 from medlearn.foundations.training import EMA,features,fit,one_cycle,predict,small_cnn
 from medlearn.foundations.tiles import Crops
 from medlearn.imaging import detection, diffusion, followup, fusion, generation, retrieval, segmentation, voxels
-from medlearn.sequences import ecg, forecasting, records, text
+from medlearn.sequences import ecg, entities, forecasting, records, text
 from rules import pretended_gpu
 
 
@@ -134,7 +134,7 @@ def reader(kind):
     vocab, sets = test_sequences_text.parts(data)
     if kind == 'awd':
         lm = text.language_model(data.part('train').text, data.part('valid').text, vocab, 1, 8, 12, device='cuda')
-        net = text.Reader(text.AWD(len(vocab), 8, 12).start_from(lm), 2)
+        net = text.ReportNet(text.AWD(len(vocab), 8, 12).start_from(lm), 2)
     else: net = sequence_net(len(vocab), 2, kind, 8, 1, 'mean', words=True)
     learn = text.fit_reader(net, sets['train'], sets['valid'], 1, 1e-3, 8, 'cuda')
     assert np.isfinite(read_all(learn, sets['test'])).all() and len(text.missed(learn.model, sets['test'].x[0, :4]))
@@ -143,9 +143,9 @@ def reader(kind):
 
 
 def tagger():
-    _, vocab, tags, data = test_sequences_text.ner_sets(30)
-    learn = text.fit_tagger(test_sequences_text.build('lstm', vocab, tags), data.take(range(20)), data.take(range(20, 30)), 1, bs=8, device='cuda')
-    assert len(text.tags_of(learn, data)) == 30
+    _, vocab, tags, data = test_sequences_entities.ner_sets(30)
+    learn = entities.fit_tagger(test_sequences_entities.build('lstm', vocab, tags), data.take(range(20)), data.take(range(20, 30)), 1, bs=8, device='cuda')
+    assert len(entities.tags_of(learn, data)) == 30
     return learn.model
 
 

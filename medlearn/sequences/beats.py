@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BeatNet', 'beat_set', 'fit_beats', 'beat_scores']
 
-# %% ../../nbs/sequences/07_beats.ipynb #1aa1cb08
+# %% ../../nbs/sequences/07_beats.ipynb #83a5eee6
 import numpy as np,torch
 from fastai.learner import Learner
 from torch import Tensor,nn
@@ -14,7 +14,7 @@ from ..foundations.sequences import probabilities,read_all,sequence_loaders,sequ
 from ..foundations.training import class_weights,one_cycle
 from ..kit.cards import DataError
 
-# %% ../../nbs/sequences/07_beats.ipynb #492c47d9
+# %% ../../nbs/sequences/07_beats.ipynb #e9288439
 class BeatNet(nn.Module):
     "Convolutions over one beat; of what they find the mean and the largest value"
     def __init__(self,
@@ -33,7 +33,7 @@ class BeatNet(nn.Module):
         h = self.conv(x.mT)
         return self.head(torch.cat([h.mean(-1), h.amax(-1)], 1))
 
-# %% ../../nbs/sequences/07_beats.ipynb #04683ced
+# %% ../../nbs/sequences/07_beats.ipynb #af3b0109
 def beat_set(s:Signals # windows of beats, from `beat_windows`
             )->SequenceSet: # steps are samples, shape (n, samples, channels)
     "Windows of beats for `sequence_loaders`"

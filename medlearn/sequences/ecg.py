@@ -6,7 +6,7 @@
 __all__ = ['rhythm_features', 'checked', 'ecg_set', 'ConvNorm', 'ResBlock', 'XResNet1d', 'Patches', 'ECGNet', 'ecg_net',
            'ECGReader', 'fit_ecg', 'plot_attention', 'attention_share']
 
-# %% ../../nbs/sequences/04_ecg.ipynb #3c1e26cb
+# %% ../../nbs/sequences/04_ecg.ipynb #16054703
 import numpy as np,pandas as pd,torch,torch.nn.functional as F
 from dataclasses import replace
 from fastai.learner import Learner
@@ -20,7 +20,7 @@ from ..foundations.sequences import (Attend,Max,Mean,Pools,Recurrent,SequenceSet
 from ..foundations.training import class_weights,one_cycle
 from ..kit.cards import DataError
 
-# %% ../../nbs/sequences/04_ecg.ipynb #40ef21ac
+# %% ../../nbs/sequences/04_ecg.ipynb #ded71b84
 def rhythm_features(s:Signals # any rate, the first lead counts for the shape
                    )->pd.DataFrame: # one row a record; nan where too few beats were found
     "Rhythm in eight numbers: intervals between the R peaks found, and the least steep QRS complex beside the median one"
@@ -30,7 +30,7 @@ def rhythm_features(s:Signals # any rate, the first lead counts for the shape
     steep = pd.Series(abs(np.diff(cut[:, 0])).max(1)/np.ptp(cut[:, 0], axis=1), dtype=float).groupby(rec)
     return rr_features(peaks, s.rate).assign(**{'least steep/median': (steep.min()/steep.median()).reindex(range(len(s))).to_numpy()})
 
-# %% ../../nbs/sequences/04_ecg.ipynb #281e7f29
+# %% ../../nbs/sequences/04_ecg.ipynb #5fe89ef1
 def checked(s:Signals, # any records
             rate:float, # of the model, Hz
             leads:list, # of the model, in its order
@@ -54,7 +54,7 @@ def checked(s:Signals, # any records
         if dead: raise DataError(f'{where}: lead {dead[0]} is flat: its samples span less than 1 µV. Leave the record out.')
     return s
 
-# %% ../../nbs/sequences/04_ecg.ipynb #6a3600a0
+# %% ../../nbs/sequences/04_ecg.ipynb #4498be3e
 def ecg_set(s:Signals, # checked
             ready:bool=False, # the records are normalised already, as windows of beats are
            )->SequenceSet: # steps are samples, shape (n, longest, leads)
@@ -65,7 +65,7 @@ def ecg_set(s:Signals, # checked
     y = [] if s.labels is None else [torch.tensor(np.array(s.labels, np.float32 if s.multilabel else np.int64))]
     return SequenceSet(x, [len(r) for r in rows], *y, kind='multi' if s.multilabel else 'category', vocab=s.classes or ())
 
-# %% ../../nbs/sequences/04_ecg.ipynb #6dadc49f
+# %% ../../nbs/sequences/04_ecg.ipynb #b61af485
 class ConvNorm(nn.Module):
     "Convolution over time, batch normalisation over the real steps, rectifier; the padding stays zero"
     def __init__(self,
@@ -88,7 +88,7 @@ class ConvNorm(nn.Module):
         else: x = self.norm(x)*real[:, None]
         return x.relu() if self.act else x, n
 
-# %% ../../nbs/sequences/04_ecg.ipynb #c29e152a
+# %% ../../nbs/sequences/04_ecg.ipynb #74f8b9ca
 class ResBlock(nn.Module):
     "Two convolutions and a shortcut that averages where time is halved"
     def __init__(self,
@@ -109,7 +109,7 @@ class ResBlock(nn.Module):
         if self.short is not None: x,_ = self.short(x, m)
         return (x + y).relu(), m
 
-# %% ../../nbs/sequences/04_ecg.ipynb #84a88bd7
+# %% ../../nbs/sequences/04_ecg.ipynb #b1945d8f
 class XResNet1d(nn.Module):
     "Residual network over time: a front end for `ECGNet`"
     def __init__(self,
@@ -134,7 +134,7 @@ class XResNet1d(nn.Module):
         for layer in self.stages: x,n = layer(x, n)
         return x.mT, n
 
-# %% ../../nbs/sequences/04_ecg.ipynb #1c1bb341
+# %% ../../nbs/sequences/04_ecg.ipynb #67ade3c2
 class Patches(nn.Module):
     "Several samples as one step: a front end for `ECGNet` without weights"
     def __init__(self,
@@ -147,7 +147,7 @@ class Patches(nn.Module):
         x = F.pad(x*real_steps(lengths, x.shape[1])[..., None], (0, 0, 0, -x.shape[1] % self.size))
         return x.unflatten(1, (-1, self.size)).flatten(2), (lengths - 1)//self.size + 1
 
-# %% ../../nbs/sequences/04_ecg.ipynb #1bcbfabe
+# %% ../../nbs/sequences/04_ecg.ipynb #e1c8d104
 class ECGNet(nn.Module):
     "Samples become steps, steps are read, and the steps become one answer"
     def __init__(self,
@@ -165,7 +165,7 @@ class ECGNet(nn.Module):
         if self.body is not None: h = self.body(self.drop(h), n)
         return self.head(self.drop(self.pool(h, n)))
 
-# %% ../../nbs/sequences/04_ecg.ipynb #9766e306
+# %% ../../nbs/sequences/04_ecg.ipynb #7a15a0d0
 def ecg_net(kind:str, # "cnn", "lstm", "cnn+lstm", or "cnn+attend": attention over the steps of the convolutions
             c_in:int, # leads
             n_out:int, # classes
@@ -182,7 +182,7 @@ def ecg_net(kind:str, # "cnn", "lstm", "cnn+lstm", or "cnn+attend": attention ov
     pool = Attend((body or front).width) if '+' in kind else Pools([Mean(), Max()])
     return ECGNet(front, body, pool, n_out, drop)
 
-# %% ../../nbs/sequences/04_ecg.ipynb #e6185aa1
+# %% ../../nbs/sequences/04_ecg.ipynb #cfae6e4c
 class ECGReader:
     "A trained network with the rate, the leads and the classes it was made for; it refuses others"
     def __init__(self,
@@ -208,7 +208,7 @@ class ECGReader:
             res.append(net.pool.weights[0].cpu().numpy())
         return res, net.front.stride
 
-# %% ../../nbs/sequences/04_ecg.ipynb #f6407b3e
+# %% ../../nbs/sequences/04_ecg.ipynb #71f85b46
 def fit_ecg(data:Signals, # with splits train and valid, and labels
             kind:str='cnn', # see `ecg_net`
             epochs:int=8, # passes over the training split
@@ -229,7 +229,7 @@ def fit_ecg(data:Signals, # with splits train and valid, and labels
     learn = Learner(dls, net, loss_func=sequence_loss(train.kind, weight), wd=1e-2)
     return ECGReader(one_cycle(learn, epochs, lr, watch), data)
 
-# %% ../../nbs/sequences/04_ecg.ipynb #49a50c1a
+# %% ../../nbs/sequences/04_ecg.ipynb #a5a018a5
 def plot_attention(s:Signals, # records; one subplot each
                    weights:list, # of the steps of each record, arrays of sum 1
                    stride:int, # samples in a step
@@ -249,7 +249,7 @@ def plot_attention(s:Signals, # records; one subplot each
     plt.close(fig)
     return fig
 
-# %% ../../nbs/sequences/04_ecg.ipynb #dcd677da
+# %% ../../nbs/sequences/04_ecg.ipynb #1d8a9f17
 def attention_share(s:Signals, # with true peaks and symbols
                     weights:list, # of the steps of each record, arrays of sum 1
                     stride:int, # samples in a step
