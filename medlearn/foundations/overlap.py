@@ -22,7 +22,8 @@ def score_masks(pred:np.ndarray, # class numbers, shape (n, *spatial)
                 distance:bool=True, # the Hausdorff distance as well; it takes most of the time
                )->pd.DataFrame: # one row per image and class other than the background
     "Pixels, Dice, IoU and Hausdorff distance of each image; in mm where the spacing is known, else in pixels"
-    if pred.shape != data.masks.shape: raise DataError(f'{data.name}: predictions of shape {pred.shape}, the reference of {data.masks.shape}')
+    if pred.shape != data.masks.shape:
+        raise DataError(f'{data.name}: predictions of shape {pred.shape}, the reference of {data.masks.shape}')
     as_numbers(pred, 'class', of=data.name)
     rows = []
     for i,(p,t) in enumerate(zip(pred, data.masks)):
@@ -30,7 +31,8 @@ def score_masks(pred:np.ndarray, # class numbers, shape (n, *spatial)
         for k,c in enumerate(data.classes[1:], 1):
             a,b = p == k,t == k
             size = dict(pixels=b.sum(), called=a.sum(), both=(a & b).sum())
-            same = dict(dice=dice(a[None], b[None])[0], iou=iou(a[None], b[None])[0]) | (dict(hd95=hausdorff95(a, b, mm)) if distance else {})
+            same = dict(dice=dice(a[None], b[None])[0], iou=iou(a[None], b[None])[0])
+            if distance: same['hd95'] = hausdorff95(a, b, mm)
             rows.append({'row': i, 'patient': who, 'class': c} | size | same)
     return pd.DataFrame(rows)
 
@@ -51,8 +53,8 @@ def show_outlines(data:MaskSet, # one split
     mm = None if data.spacing is None or zoom != 1 else float(data.spacing[0, -1])
     fig = show_images(data.images[rows], titles, **dict(mm=mm, simulated=data.simulated, ncols=4, inch=2.2) | kw)
     dark = [withStroke(linewidth=3.2, foreground='k')]
-    looks = [dict(colors='w', linestyles='solid', linewidths=1.6)], [dict(colors='w', linestyles='solid', linewidths=2.2),
-             dict(colors='k', linestyles=[(0, (2.5, 2.5))], linewidths=1.6)]
+    light,dashed = dict(colors='w', linestyles='solid'),dict(colors='k', linestyles=[(0, (2.5, 2.5))], linewidths=1.6)
+    looks = [light | dict(linewidths=1.6)],[light | dict(linewidths=2.2), dashed]
     def draw(ax, mask, which):
         for k in np.unique(mask[mask > 0]):
             for look in looks[which]:
@@ -75,6 +77,7 @@ def show_outlines(data:MaskSet, # one split
     return fig
 
 # %% ../../nbs/foundations/15_overlap.ipynb #f2787293
+#@title Objects, their size, and how much of each was found
 def found(pred:np.ndarray, # class numbers, shape (n, h, w)
           data:MaskSet, # one split, with the truth
          )->pd.DataFrame: # one row per object
@@ -89,7 +92,9 @@ def found(pred:np.ndarray, # class numbers, shape (n, h, w)
         hit = np.bincount(objects[p == t], minlength=n)
         kept = np.bincount(objects[:, 1:][objects[:, 1:] == objects[:, :-1]], minlength=n)
         mm = 1. if data.spacing is None else math.sqrt(np.prod(data.spacing[i]))
-        rows += [dict(row=i, diameter=2*mm*math.sqrt(size[j]/math.pi), share=hit[j]/size[j], moved=kept[j]/size[j]) for j in range(1, n) if size[j]]
+        for j in np.flatnonzero(size[1:]) + 1:
+            across = 2*mm*math.sqrt(size[j]/math.pi)
+            rows.append(dict(row=i, diameter=across, share=hit[j]/size[j], moved=kept[j]/size[j]))
     return pd.DataFrame(rows, columns=['row', 'diameter', 'share', 'moved'])
 
 # %% ../../nbs/foundations/15_overlap.ipynb #f030da7c
@@ -124,7 +129,7 @@ class MaskLoss(nn.Module):
                  dice:float=1., # weight of the Dice loss, the mean over the classes without the background
                  ce:float=1., # weight of the cross-entropy
                  eps:float=1., # pixels added above and below
-                 each:bool=False, # the Dice of each image, then their mean; else that of all images of the batch together
+                 each:bool=False, # the Dice of each image, then their mean; else that of the whole batch
                 ):
         super().__init__()
         self.dice,self.ce,self.eps,self.each = dice,ce,eps,each
@@ -133,7 +138,8 @@ class MaskLoss(nn.Module):
         axes = (*([] if self.each else [0]), *range(2, p.ndim))
         return 1 - ((2*(p*t).sum(axes) + self.eps)/(p.sum(axes) + t.sum(axes) + self.eps)).mean()
     def forward(self, logits, targ):
-        if logits.shape[2:] != targ.shape[1:]: raise ValueError(f'logits of shape {tuple(logits.shape)} for masks of shape {tuple(targ.shape)}')
+        if logits.shape[2:] != targ.shape[1:]:
+            raise ValueError(f'logits of shape {tuple(logits.shape)} for masks of shape {tuple(targ.shape)}')
         loss = self.dice*self.soft_dice(logits, targ) if self.dice else 0
         return loss + self.ce*F.cross_entropy(logits, targ) if self.ce else loss
 
@@ -151,6 +157,7 @@ def matched(pred:np.ndarray, # objects numbered from 1, shape (h, w)
     return tp, int((size_a > 0).sum()) - tp, int((size_b > 0).sum()) - tp
 
 # %% ../../nbs/foundations/15_overlap.ipynb #32405449
+#@title F1 of objects
 def _f1(y, s, w):
     "F1 from (found, falsely called, missed) of each image"
     tp,fp,fn = ((np.ones((1, len(s))) if w is None else w)@s).T
@@ -166,6 +173,7 @@ def object_f1(counts:list, # (found, falsely called, missed) of each image, from
     return estimate(_f1, None, a, w) if less is None else difference(_f1, None, a, np.array(less, float), w)
 
 # %% ../../nbs/foundations/15_overlap.ipynb #0561fe09
+#@title Scores of volumes, in millimetres and millilitres
 def measure_volume(pred:np.ndarray, # class numbers, shape (n, d, h, w)
                    data:MaskSet, # the reference: masks, spacing, patients
                   )->pd.DataFrame: # one row for each volume and structure
@@ -173,7 +181,8 @@ def measure_volume(pred:np.ndarray, # class numbers, shape (n, d, h, w)
     if data.spacing is None: raise DataError(f'{data.name} has no spacing: without it there are no millilitres')
     s,mm = score_masks(pred, data),np.asarray(data.spacing)
     absent = s.groupby('class', sort=False).pixels.sum().eq(0)
-    if absent.any(): raise DataError(f'{data.name}: no reference mask has {absent.idxmax()!r}, so there is nothing to find. Leave the class out, or take more volumes.')
+    if absent.any(): raise DataError(f'{data.name}: no reference mask has {absent.idxmax()!r}: there is nothing to find. '
+                                     'Leave the class out, or take more volumes.')
     farthest,ml = np.linalg.norm(mm*pred.shape[1:], axis=1)[s.row],mm.prod(1)[s.row]/1000
     return pd.DataFrame(dict(patient=s.patient, structure=s['class'], dice=s.dice, hd95_mm=np.minimum(s.hd95, farthest),
                              ml=s.called*ml, ml_reference=s.pixels*ml))

@@ -41,7 +41,8 @@ def tiled(f, # function of one tile, shape (1, c, *tile), whose answer has shape
     tile,overlap = (np.broadcast_to(v, len(size)).tolist() for v in (tile, overlap))
     for t,o in zip(tile, overlap):
         if o < 0 or o >= t or o % 2 or (t-o) % multiple:
-            raise ValueError(f'tile {t} with overlap {o}: the overlap is even, and tile - overlap a multiple of {multiple} above 0')
+            raise ValueError(f'tile {t} with overlap {o}: the overlap is even, '
+                             f'and tile - overlap a multiple of {multiple} above 0')
     def axis(n, t, o):
         starts = range(0, max(n - t, 0) + t - o, t - o)
         return [(s, min(s + t, n), s + o//2*(s > 0), n if s == starts[-1] else s + t - o//2) for s in starts]
@@ -50,10 +51,12 @@ def tiled(f, # function of one tile, shape (1, c, *tile), whose answer has shape
         cut = (slice(None), *(slice(a, b) for a,b,_,_ in where))
         x = image[cut] if isinstance(image, Tensor) else torch.from_numpy(np.array(image[cut]))
         if x.is_floating_point() and not x.isfinite().all():
-            raise DataError(f'NaN or infinite values in the tile that begins at {[a for a,_,_,_ in where]}: fill or mask them first')
+            raise DataError(f'NaN or infinite values in the tile that begins at {[a for a,_,_,_ in where]}: '
+                            'fill or mask them first')
         y = f(x[None])[0].cpu().numpy()
         if res is None: res = np.empty((len(y), *size), y.dtype)
-        res[(slice(None), *(slice(c, d) for _,_,c,d in where))] = y[(slice(None), *(slice(c-a, d-a) for a,_,c,d in where))]
+        middle = (slice(None), *(slice(c-a, d-a) for a,_,c,d in where))
+        res[(slice(None), *(slice(c, d) for _,_,c,d in where))] = y[middle]
     return res
 
 # %% ../../nbs/foundations/16_tiles.ipynb #87b28781

@@ -55,11 +55,12 @@ def nuclei_archive(side:int=256, # pictures of this size only, pixels
             if x.shape != (side, side): continue
             if x.dtype != np.uint8: x = (255*(x/max(np.percentile(x, 99.8), 1)).clip(0, 1)).astype(np.uint8)
             images.append(x), objects.append(m.astype(np.int32)), split.append('test' if '/test/' in name else 'train')
-    if not images: raise DataError(f'dsb2018_nuclei has no picture of {side} × {side} pixels: there are 256 × 256 and others')
+    if not images: raise DataError(f'dsb2018_nuclei has no picture of {side} × {side} pixels: try 256')
     images,objects,split = np.stack(images),np.stack(objects),np.array(split, '<U5')
     train = np.random.default_rng(seed).permutation(np.flatnonzero(split == 'train'))
     split[train[:round(valid*len(train))]] = 'valid'
-    return MaskSet(images, (objects > 0).astype(np.uint8), ['other', 'nucleus'], split, 'dsb2018_nuclei', instances=objects)
+    masks = (objects > 0).astype(np.uint8)
+    return MaskSet(images, masks, ['other', 'nucleus'], split, 'dsb2018_nuclei', instances=objects)
 
 def object_data(dataset:str, # as for `scans_from`
                 **kw, # for the loader
@@ -67,9 +68,13 @@ def object_data(dataset:str, # as for `scans_from`
     "Images whose objects are to be counted, from anywhere that `scans_from` reads"
     data = scans_from(dataset, **kw)
     if data.masks is None: raise DataError(f'{data.name} has boxes but no masks: imaging/02_detection reads boxes')
-    if data.volumes: raise DataError(f'{data.name} holds volumes: this chapter reads images, imaging/05_volumes reads volumes')
-    if len(data.classes) > 2: raise DataError(f'{data.name} has the classes {", ".join(data.classes)}: this chapter counts objects of one. Join the others to the background.')
-    if not data.masks[data.split == 'train'].any(): raise DataError(f'{data.name}: no training mask has an object. Check the masks, or split by another seed.')
+    if data.volumes:
+        raise DataError(f'{data.name} holds volumes: this chapter reads images, imaging/05_volumes reads volumes')
+    if len(data.classes) > 2:
+        raise DataError(f'{data.name} has the classes {", ".join(data.classes)}: this chapter counts objects of one. '
+                        'Join the others to the background.')
+    if not data.masks[data.split == 'train'].any():
+        raise DataError(f'{data.name}: no training mask has an object. Check the masks, or split by another seed.')
     return data
 
 # %% ../../nbs/imaging/04_instances.ipynb #04625dcb
@@ -99,7 +104,8 @@ def count_centres(objects, # function of (rows, columns), two slices, that gives
     for r in range(0, size[0], side):
         for c in range(0, size[1], side):
             low = max(r - margin, 0),max(c - margin, 0)
-            part = objects(slice(low[0], min(r + side + margin, size[0])), slice(low[1], min(c + side + margin, size[1])))
+            high = min(r + side + margin, size[0]),min(c + side + margin, size[1])
+            part = objects(slice(low[0], high[0]), slice(low[1], high[1]))
             names = np.unique(part[part > 0])
             for y,x in center_of_mass(part > 0, part, names) if len(names) else ():
                 total += r <= y + low[0] < min(r + side, size[0]) and c <= x + low[1] < min(c + side, size[1])

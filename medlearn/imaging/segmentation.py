@@ -20,16 +20,19 @@ from ..foundations.tiles import AnySize
 from ..kit.cards import DataError
 
 # %% ../../nbs/imaging/03_segmentation.ipynb #bff5433f
+#@title Reading images with masks
 def mask_data(dataset:str, # as for `scans_from`
               **kw, # for the loader
              )->MaskSet: # images with masks, in 2D
     "Images with masks, from anywhere that `scans_from` reads"
     data = scans_from(dataset, **kw)
     if data.masks is None: raise DataError(f'{data.name} has boxes but no masks: imaging/02_detection reads boxes')
-    if data.volumes: raise DataError(f'{data.name} holds volumes: this chapter reads images, imaging/05_volumes reads volumes')
+    if data.volumes:
+        raise DataError(f'{data.name} holds volumes: this chapter reads images, imaging/05_volumes reads volumes')
     inside = data.masks[data.split == 'train']
     lost = [c for k,c in enumerate(data.classes) if k and not (inside == k).any()]
-    if lost: raise DataError(f'{data.name}: no training mask has a pixel of {lost[0]!r}. Check the masks, or split by another seed.')
+    if lost: raise DataError(f'{data.name}: no training mask has a pixel of {lost[0]!r}. '
+                             'Check the masks, or split by another seed.')
     return data
 
 # %% ../../nbs/imaging/03_segmentation.ipynb #523bf1f7
@@ -39,6 +42,7 @@ def grey(images:np.ndarray # shape (n, h, w) or (n, h, w, 3)
     return (images.mean(-1) if images.ndim == 4 else images).astype(np.float32)/255
 
 # %% ../../nbs/imaging/03_segmentation.ipynb #51493c75
+#@title Otsu's thresholds
 def otsu_masks(data:MaskSet, # one split
                train:MaskSet, # tells which class is brighter
               )->np.ndarray: # class numbers, shape (n, h, w)
@@ -56,7 +60,9 @@ def pixel_features(images:np.ndarray # shape (n, h, w) or (n, h, w, 3)
                   )->np.ndarray: # float32, shape (n, h, w, 7)
     "Grey at five scales and its gradient at two"
     from scipy.ndimage import gaussian_filter,gaussian_gradient_magnitude
-    def of(x): return np.stack([gaussian_filter(x, s) for s in (0, 1, 2, 4, 8)] + [gaussian_gradient_magnitude(x, s) for s in (1, 2)], -1)
+    def of(x):
+        blurred = [gaussian_filter(x, s) for s in (0, 1, 2, 4, 8)]
+        return np.stack(blurred + [gaussian_gradient_magnitude(x, s) for s in (1, 2)], -1)
     return np.stack([of(i) for i in grey(images)])
 
 # %% ../../nbs/imaging/03_segmentation.ipynb #b37d9cd4
@@ -74,10 +80,13 @@ def best_cut(prob:np.ndarray, # class probabilities of the validation split, sha
              cuts=np.arange(-2, 8.1, .5), # values of `more` to try
             )->float: # the one with the best Dice, mean over patients and classes
     "The threshold for `decide`, chosen on the validation split"
-    if data.masks.any(): return max(cuts, key=lambda more: by_patient(score_masks(decide(prob, more), data, distance=False)).mean(axis=None))
-    raise DataError(f'{data.name}: no mask of the validation split has anything to find, so no cut can be chosen there. Split by another seed.')
+    if not data.masks.any(): raise DataError(f'{data.name}: no mask of the validation split has anything to find, '
+                                             'so no cut can be chosen there. Split by another seed.')
+    def dice_at(more): return by_patient(score_masks(decide(prob, more), data, distance=False)).mean(axis=None)
+    return max(cuts, key=dice_at)
 
 # %% ../../nbs/imaging/03_segmentation.ipynb #580bd997
+#@title A logistic regression on pixels
 def pixel_masks(data:MaskSet, # all splits
                 n:int=4000, # training pixels of each class
                 seed:int=0, # of their choice
@@ -93,7 +102,9 @@ def pixel_masks(data:MaskSet, # all splits
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)).fit(x[rows], y[rows])
     def prob(part):
         res = np.zeros((len(part), k, *part.masks.shape[1:]), np.float32)
-        for row,image in zip(res, part.images): row[model[-1].classes_] = model.predict_proba(pixel_features(image[None]).reshape(-1, 7)).T.reshape(-1, *row.shape[1:])
+        for row,image in zip(res, part.images):
+            p = model.predict_proba(pixel_features(image[None]).reshape(-1, 7))
+            row[model[-1].classes_] = p.T.reshape(-1, *row.shape[1:])
         return res
     return decide(prob(data.part('test')), best_cut(prob(data.part('valid')), data.part('valid')))
 
@@ -132,6 +143,7 @@ class UNet(nn.Module):
         return F.pixel_shuffle(self.head(x), self.square)
 
 # %% ../../nbs/imaging/03_segmentation.ipynb #1a5bab0c
+#@title Three networks
 def _resnet_unet(c_in, n_out, size, weights):
     "fastai's U-Net on a ResNet-18"
     from fastai.vision.learner import create_unet_model
@@ -140,7 +152,8 @@ def _resnet_unet(c_in, n_out, size, weights):
 def _deeplab(c_in, n_out, size, weights):
     "DeepLabV3+ on a ResNet-18"
     import segmentation_models_pytorch as smp
-    return AnySize(smp.DeepLabV3Plus('resnet18', encoder_weights='imagenet' if weights else None, in_channels=c_in, classes=n_out))
+    start = 'imagenet' if weights else None
+    return AnySize(smp.DeepLabV3Plus('resnet18', encoder_weights=start, in_channels=c_in, classes=n_out))
 _ready = dict(resnet_unet=_resnet_unet, deeplab=_deeplab)
 
 def mask_network(arch:str, # "unet", "resnet_unet" or "deeplab"
@@ -156,8 +169,9 @@ def mask_network(arch:str, # "unet", "resnet_unet" or "deeplab"
         return AnySize(net, net.multiple)
     if arch not in _ready: raise ValueError(f'arch {arch!r}: it is one of unet, {", ".join(_ready)}')
     try: return _ready[arch](c_in, n_out, size, pretrained)
-    except OSError as e: raise DataError(f'the ImageNet weights for {arch} could not be downloaded ({e}): connect to the internet, '
-                                         'or train from scratch with pretrained=False') from e
+    except OSError as e:
+        raise DataError(f'the ImageNet weights for {arch} could not be downloaded ({e}): connect to the internet, '
+                        'or train from scratch with pretrained=False') from e
 
 # %% ../../nbs/imaging/03_segmentation.ipynb #9131058e
 def mask_learner(data:MaskSet, # with splits train and valid
