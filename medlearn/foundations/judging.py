@@ -7,7 +7,7 @@ __all__ = ['check_members', 'picture_data', 'gallery', 'pixel_gaussian', 'halvin
            'nearest_two', 'feature_network', 'frechet', 'manifold', 'Clusters', 'closeness', 'Yardstick', 'over_draws',
            'sets_table', 'plot_precision_recall']
 
-# %% ../../nbs/foundations/17_judging.ipynb #c470083f
+# %% ../../nbs/foundations/17_judging.ipynb #96b902a8
 import math,re
 import numpy as np,pandas as pd,torch,torch.nn.functional as F
 from dataclasses import replace
@@ -21,7 +21,7 @@ from .training import features,fit,predict,small_cnn
 from ..kit.cards import DataError
 from ..kit.plots import own_axes
 
-# %% ../../nbs/foundations/17_judging.ipynb #85b52aff
+# %% ../../nbs/foundations/17_judging.ipynb #bd7ce339
 #@title Pictures for generators
 def check_members(data:ImageSet # with the split train
                  )->ImageSet: # the same
@@ -51,7 +51,7 @@ def picture_data(dataset:str, # as for `images_from`
     kept = taught[np.sort(np.random.default_rng(seed).permutation(len(taught))[:most])]
     return check_members(data.take(np.sort(np.concatenate([kept, np.flatnonzero(data.split != 'train')]))))
 
-# %% ../../nbs/foundations/17_judging.ipynb #4096b033
+# %% ../../nbs/foundations/17_judging.ipynb #57e90406
 #@title Rows of pictures with their names
 def gallery(rows:dict, # "real" or "generated", and more after a colon or comma -> images, shape (n, h, w) or (n, h, w, 3)
             caption:str='', # what to see
@@ -73,7 +73,7 @@ def gallery(rows:dict, # "real" or "generated", and more after a colon or comma 
     plt.close(fig)
     return fig
 
-# %% ../../nbs/foundations/17_judging.ipynb #abae9bbe
+# %% ../../nbs/foundations/17_judging.ipynb #6d6e76b8
 #@title Pictures from means and covariances
 def pixel_gaussian(data:ImageSet, # training images
                    labels:np.ndarray, # class wanted of each image, shape (n,)
@@ -91,7 +91,7 @@ def pixel_gaussian(data:ImageSet, # training images
         res[labels == y] = pca.inverse_transform(z).round().clip(0, 255).reshape(-1, *data.images.shape[1:])
     return res
 
-# %% ../../nbs/foundations/17_judging.ipynb #f5040c58
+# %% ../../nbs/foundations/17_judging.ipynb #61eadf3c
 #@title From bytes to networks, and back
 def halvings(side:int # of the image, pixels
             )->tuple: # smallest side, and how often it is doubled
@@ -132,7 +132,7 @@ def generate(gen:nn.Module, # with `latent` (numbers of noise), `c` (channels of
     x = ((x + 1)*127.5).round().clamp(0, 255).byte().movedim(1, -1).cpu().numpy()
     return x[..., 0] if gen.c == 1 else x
 
-# %% ../../nbs/foundations/17_judging.ipynb #e02b1cf0
+# %% ../../nbs/foundations/17_judging.ipynb #4e8237b5
 #@title Distances to the nearest training picture, and to the nearest of another patient
 def nearest_two(images:np.ndarray, # shape (n, ...)
                 train:np.ndarray, # training images, shape (m, ...)
@@ -150,7 +150,7 @@ def nearest_two(images:np.ndarray, # shape (n, ...)
         res.append((least, d.masked_fill(who == who[near][:, None], math.inf).min(1).values, near))
     return tuple(torch.cat(v).numpy() for v in zip(*res))
 
-# %% ../../nbs/foundations/17_judging.ipynb #5210829f
+# %% ../../nbs/foundations/17_judging.ipynb #18a58893
 #@title The network whose features are compared
 def feature_network(data:ImageSet, # with splits train and valid
                     epochs:int=8, # passes over the training split
@@ -161,7 +161,7 @@ def feature_network(data:ImageSet, # with splits train and valid
     dls = tensor_loaders(data, augment=augment, device=device)
     return fit(data, dls, small_cnn(dls.train.x.shape[1], len(data.classes), widths=(16, 32, 64)), epochs)
 
-# %% ../../nbs/foundations/17_judging.ipynb #bdaf823a
+# %% ../../nbs/foundations/17_judging.ipynb #97f8ff16
 #@title The Fréchet distance
 def frechet(a:np.ndarray, # features, shape (n, d)
             b:np.ndarray, # features, shape (m, d)
@@ -176,7 +176,7 @@ def frechet(a:np.ndarray, # features, shape (n, d)
     root = v*np.sqrt(w.clip(0))
     return float(gap@gap + np.trace(s1) + np.trace(s2) - 2*np.sqrt(np.linalg.eigvalsh(root.T@s2@root).clip(0)).sum())
 
-# %% ../../nbs/foundations/17_judging.ipynb #6dbb909b
+# %% ../../nbs/foundations/17_judging.ipynb #ff3e286b
 #@title The manifold
 def manifold(a:np.ndarray, # features whose manifold is meant, shape (n, d)
              b:np.ndarray, # features that may lie in it, shape (m, d)
@@ -189,7 +189,7 @@ def manifold(a:np.ndarray, # features whose manifold is meant, shape (n, d)
     radius = np.partition(cdist(a, a), k, axis=1)[:, k]
     return (cdist(b, a) <= radius).any(1)
 
-# %% ../../nbs/foundations/17_judging.ipynb #9b7e7f33
+# %% ../../nbs/foundations/17_judging.ipynb #b46c8729
 #@title Clusters of real pictures
 class Clusters:
     "Groups of real images by their pixels, and how many of them other images reach"
@@ -206,7 +206,7 @@ class Clusters:
     def shares(self, images): return np.bincount(self.means.predict(self._flat(images)), minlength=self.k)/len(images)
     def reached(self, images, least=.2): return int((self.shares(images) >= least*self.share).sum())
 
-# %% ../../nbs/foundations/17_judging.ipynb #b3b1bc2e
+# %% ../../nbs/foundations/17_judging.ipynb #48c7bbad
 #@title Closeness
 def closeness(images:np.ndarray, # shape (n, ...)
               train:np.ndarray, # training images, shape (m, ...)
@@ -216,7 +216,7 @@ def closeness(images:np.ndarray, # shape (n, ...)
     least,other,_ = nearest_two(images, train, groups)
     return least/np.maximum(other, 1e-6)
 
-# %% ../../nbs/foundations/17_judging.ipynb #e06ae091
+# %% ../../nbs/foundations/17_judging.ipynb #3f98e0ce
 #@title The yardstick: all numbers of a set of pictures
 class Yardstick:
     "Half of the real patients, and every number by which other pictures are held against them"
@@ -265,7 +265,7 @@ def sets_table(sets:dict # name -> list of `Yardstick.numbers`
         rows[name] = {'Fréchet': mean, 'low': low, 'high': high} | {k: np.mean([d[k] for d in draws]) for k in draws[0] if k != 'Fréchet'}
     return pd.DataFrame(rows).T
 
-# %% ../../nbs/foundations/17_judging.ipynb #2fbe0940
+# %% ../../nbs/foundations/17_judging.ipynb #60e61eb3
 #@title Precision and recall of many sets
 def plot_precision_recall(table:pd.DataFrame, # from `sets_table`
                           ax=None, # matplotlib axes; default: a new figure
