@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['two_toned', 'VAE', 'train_vae', 'NoisyBlock', 'Diffusion', 'train_diffusion']
 
-# %% ../../nbs/imaging/07_diffusion.ipynb #355af401
+# %% ../../nbs/imaging/07_diffusion.ipynb #229aedc0
 import math
 import numpy as np,torch,torch.nn.functional as F
 from torch import nn,Tensor
@@ -13,14 +13,14 @@ from torch.optim.swa_utils import AveragedModel,get_ema_multi_avg_fn
 from ..data.images import ImageSet
 from ..foundations.judging import halvings,signed,with_class
 
-# %% ../../nbs/imaging/07_diffusion.ipynb #0b93384e
+# %% ../../nbs/imaging/07_diffusion.ipynb #cc3aa71f
 #@title Outlines or grey pictures?
 def two_toned(x:Tensor # images, from -1 to 1
              )->bool: # are nine in ten pixels black or white, or nearly so?
     "Outlines rather than grey pictures"
     return bool((x.abs() > .9).float().mean() > .9)
 
-# %% ../../nbs/imaging/07_diffusion.ipynb #ac0954d7
+# %% ../../nbs/imaging/07_diffusion.ipynb #2c3457fe
 #@title Encoder and decoder
 class VAE(nn.Module):
     "Encoder and decoder of convolutions, both told the class; as a generator it is the decoder alone"
@@ -54,7 +54,7 @@ class VAE(nn.Module):
                )->Tensor: # shape (n, c, side, side)
         return self.decoder(z).tanh()
 
-# %% ../../nbs/imaging/07_diffusion.ipynb #42ce9d21
+# %% ../../nbs/imaging/07_diffusion.ipynb #ae7dc7ec
 #@title Training it
 def train_vae(data:ImageSet, # training images
               batches:int, # how long
@@ -85,7 +85,7 @@ def train_vae(data:ImageSet, # training images
         plan.step()
     return vae.eval()
 
-# %% ../../nbs/imaging/07_diffusion.ipynb #a1bbb998
+# %% ../../nbs/imaging/07_diffusion.ipynb #9fba6810
 #@title A block that is told how much is noise
 class NoisyBlock(nn.Module):
     "Two convolutions that are told how much is noise, and a way around them"
@@ -102,7 +102,7 @@ class NoisyBlock(nn.Module):
                )->Tensor: # shape (n, o, h, w)
         return self.around(x) + self.second(self.first(x) + self.told(told)[..., None, None])
 
-# %% ../../nbs/imaging/07_diffusion.ipynb #ddda84cf
+# %% ../../nbs/imaging/07_diffusion.ipynb #aff57c39
 #@title The network, and how it draws
 class Diffusion(nn.Module):
     "A U-Net that sees how an image turns into noise, and draws by turning back step by step (Song et al. 2021)"
@@ -145,7 +145,7 @@ class Diffusion(nn.Module):
             x = math.cos(b)*clean + math.sin(b)*noise
         return x
 
-# %% ../../nbs/imaging/07_diffusion.ipynb #333a0068
+# %% ../../nbs/imaging/07_diffusion.ipynb #6be3cb02
 #@title Training it
 def train_diffusion(data:ImageSet, # training images
                     batches:int, # how long
