@@ -110,7 +110,7 @@ def plot_froc(curves:dict, # name -> table from `BoxJudge.froc`
     ax.set_xscale('log', base=2)
     ax.set(xlabel='false positives an image', ylabel='sensitivity', ylim=(0, 1.02), title=title, xticks=list(t.index))
     ax.set_xticklabels([f'{r:g}' if r >= 1 else f'1/{1/r:g}' for r in t.index])
-    ax.legend(loc='lower right' if t.value.max() > .5 else 'upper left', fontsize=8)
+    ax.legend(loc='best', fontsize=8)
     return fig
 
 # %% ../../nbs/imaging/02_detection.ipynb #b8e8f3e7
