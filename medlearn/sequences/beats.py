@@ -49,7 +49,8 @@ def fit_beats(data:Signals, # windows with labels, and with splits train and val
               watch:bool=False, # show progress and the live plot
              )->Learner: # trained
     "Train a `BeatNet`, its classes weighed to count the same"
-    if data.labels is None or data.split is None: raise DataError(f'{data.name} has no labels or no split: nothing can be learned from it. Give both.')
+    if data.labels is None or data.split is None:
+        raise DataError(f'{data.name} has no labels or no split: nothing can be learned from it. Give both.')
     dls = sequence_loaders(beat_set(data.part('train')), beat_set(data.part('valid')), bs, device)
     weight = class_weights(data.part('train').labels, len(data.classes)).to(dls.device)
     net = BeatNet(len(data.leads), len(data.classes)).to(dls.device)
@@ -61,5 +62,7 @@ def beat_scores(learn:Learner, # from `fit_beats`
                )->np.ndarray: # probabilities, shape (n, kinds)
     "What a network makes of beats; windows of another rate, or with other channels, are refused"
     data,c = data.at_rate(rate),learn.model.conv[0][0].in_channels
-    if len(data.leads) != c: raise DataError(f'{data.name} has {len(data.leads)} channels ({", ".join(data.leads)}), the network was trained on {c}. Cut the beats in the same way.')
+    if len(data.leads) != c:
+        raise DataError(f'{data.name} has {len(data.leads)} channels ({", ".join(data.leads)}), '
+                        f'the network was trained on {c}. Cut the beats in the same way.')
     return probabilities(read_all(learn, beat_set(data)))

@@ -6,7 +6,7 @@
 __all__ = ['rhythm_features', 'checked', 'ecg_set', 'ConvNorm', 'ResBlock', 'XResNet1d', 'Patches', 'ECGNet', 'ecg_net',
            'ECGReader', 'fit_ecg', 'plot_attention', 'attention_share']
 
-# %% ../../nbs/sequences/04_ecg.ipynb #16054703
+# %% ../../nbs/sequences/04_ecg.ipynb #4393c3b0
 import numpy as np,pandas as pd,torch,torch.nn.functional as F
 from dataclasses import replace
 from fastai.learner import Learner
@@ -20,17 +20,19 @@ from ..foundations.sequences import (Attend,Max,Mean,Pools,Recurrent,SequenceSet
 from ..foundations.training import class_weights,one_cycle
 from ..kit.cards import DataError
 
-# %% ../../nbs/sequences/04_ecg.ipynb #ded71b84
+# %% ../../nbs/sequences/04_ecg.ipynb #a1cefaec
 def rhythm_features(s:Signals # any rate, the first lead counts for the shape
                    )->pd.DataFrame: # one row a record; nan where too few beats were found
-    "Rhythm in eight numbers: intervals between the R peaks found, and the least steep QRS complex beside the median one"
+    "Rhythm in eight numbers: seven of intervals, and the least steep QRS complex beside the median one"
     peaks = [r_peaks(x, s.rate) for x in s.mv]
     smooth = [clean(x[:1], s.rate, high=min(40, .4*s.rate)) for x in s.mv]
-    cut,rec,_ = beats(replace(s, mv=smooth, leads=s.leads[:1], peaks=peaks, symbols=None), before=.08, after=.12, normalise=False)
+    seen = replace(s, mv=smooth, leads=s.leads[:1], peaks=peaks, symbols=None)
+    cut,rec,_ = beats(seen, before=.08, after=.12, normalise=False)
     steep = pd.Series(abs(np.diff(cut[:, 0])).max(1)/np.ptp(cut[:, 0], axis=1), dtype=float).groupby(rec)
-    return rr_features(peaks, s.rate).assign(**{'least steep/median': (steep.min()/steep.median()).reindex(range(len(s))).to_numpy()})
+    least = (steep.min()/steep.median()).reindex(range(len(s))).to_numpy()
+    return rr_features(peaks, s.rate).assign(**{'least steep/median': least})
 
-# %% ../../nbs/sequences/04_ecg.ipynb #5fe89ef1
+# %% ../../nbs/sequences/04_ecg.ipynb #742f388e
 def checked(s:Signals, # any records
             rate:float, # of the model, Hz
             leads:list, # of the model, in its order
@@ -38,8 +40,9 @@ def checked(s:Signals, # any records
            )->Signals: # the same records with these leads alone
     "Refuse records that a model was not made for, and say why"
     s,lost = s.at_rate(rate),[n for n in leads if n not in s.leads]
-    if lost: raise DataError(f'{s.name} has the leads {", ".join(s.leads)}; the model was trained on {", ".join(leads)}, and {lost[0]} is not there. '
-                             'Train on leads that both have; rename a lead only where it is the same one.')
+    if lost:
+        raise DataError(f'{s.name} has the leads {", ".join(s.leads)}; the model was trained on {", ".join(leads)}, '
+                        f'and {lost[0]} is not there. Train on leads that both have; rename a lead only where it is the same one.')
     s = replace(s, mv=[x[[s.leads.index(n) for n in leads]] for x in s.mv], leads=list(leads))
     for i,x in enumerate(s.mv):
         where = f'{s.name}: record {i} (patient {s.groups[i]})'
@@ -50,11 +53,12 @@ def checked(s:Signals, # any records
         found,dead = faults(x, rate, leads),[n for n,v in zip(leads, x) if np.ptp(v) < 1e-3]
         if len(found):
             f = found.iloc[0]
-            raise DataError(f'{where}: lead {f.lead} is {f.fault} for {f.seconds:.3g} s from {f.start:.3g} s. Leave the record out.')
-        if dead: raise DataError(f'{where}: lead {dead[0]} is flat: its samples span less than 1 µV. Leave the record out.')
+            raise DataError(f'{where}: lead {f.lead} is {f.fault} for {f.seconds:.3g} s from {f.start:.3g} s. '
+                            'Leave the record out.')
+        if dead: raise DataError(f'{where}: lead {dead[0]} is flat, less than 1 µV from end to end. Leave the record out.')
     return s
 
-# %% ../../nbs/sequences/04_ecg.ipynb #4498be3e
+# %% ../../nbs/sequences/04_ecg.ipynb #134cb93f
 def ecg_set(s:Signals, # checked
             ready:bool=False, # the records are normalised already, as windows of beats are
            )->SequenceSet: # steps are samples, shape (n, longest, leads)
@@ -63,9 +67,10 @@ def ecg_set(s:Signals, # checked
     x = np.zeros((len(rows), max(map(len, rows)), len(s.leads)), np.float32)
     for place,row in zip(x, rows): place[:len(row)] = row
     y = [] if s.labels is None else [torch.tensor(np.array(s.labels, np.float32 if s.multilabel else np.int64))]
-    return SequenceSet(x, [len(r) for r in rows], *y, kind='multi' if s.multilabel else 'category', vocab=s.classes or ())
+    kind = 'multi' if s.multilabel else 'category'
+    return SequenceSet(x, [len(r) for r in rows], *y, kind=kind, vocab=s.classes or ())
 
-# %% ../../nbs/sequences/04_ecg.ipynb #b61af485
+# %% ../../nbs/sequences/04_ecg.ipynb #a8a2a7b6
 class ConvNorm(nn.Module):
     "Convolution over time, batch normalisation over the real steps, rectifier; the padding stays zero"
     def __init__(self,
@@ -88,7 +93,7 @@ class ConvNorm(nn.Module):
         else: x = self.norm(x)*real[:, None]
         return x.relu() if self.act else x, n
 
-# %% ../../nbs/sequences/04_ecg.ipynb #74f8b9ca
+# %% ../../nbs/sequences/04_ecg.ipynb #d7fa9266
 class ResBlock(nn.Module):
     "Two convolutions and a shortcut that averages where time is halved"
     def __init__(self,
@@ -109,7 +114,7 @@ class ResBlock(nn.Module):
         if self.short is not None: x,_ = self.short(x, m)
         return (x + y).relu(), m
 
-# %% ../../nbs/sequences/04_ecg.ipynb #b1945d8f
+# %% ../../nbs/sequences/04_ecg.ipynb #519b7a66
 class XResNet1d(nn.Module):
     "Residual network over time: a front end for `ECGNet`"
     def __init__(self,
@@ -121,8 +126,10 @@ class XResNet1d(nn.Module):
         super().__init__()
         w,at = widths[0],(c_in, widths[0]//2, widths[0]//2, widths[0])
         self.stem = nn.ModuleList([ConvNorm(i, o, 1 + (k == 0), kernel) for k,(i,o) in enumerate(zip(at, at[1:]))])
-        pairs = [(i if b == 0 else o, o, 1 + (s > 0 and b == 0)) for s,(i,o) in enumerate(zip((w, *widths), widths)) for b in range(blocks)]
-        self.stages,self.width,self.stride = nn.ModuleList([ResBlock(*p, kernel) for p in pairs]),widths[-1],2**(1 + len(widths))
+        pairs = [(i if b == 0 else o, o, 1 + (s > 0 and b == 0))
+                 for s,(i,o) in enumerate(zip((w, *widths), widths)) for b in range(blocks)]
+        self.stages = nn.ModuleList([ResBlock(*p, kernel) for p in pairs])
+        self.width,self.stride = widths[-1],2**(1 + len(widths))
     def forward(self, x:Tensor, # shape (n, longest, leads)
                 lengths:Tensor, # samples, shape (n,)
                )->tuple: # steps, shape (n, steps, width), and how many are real, shape (n,)
@@ -134,7 +141,7 @@ class XResNet1d(nn.Module):
         for layer in self.stages: x,n = layer(x, n)
         return x.mT, n
 
-# %% ../../nbs/sequences/04_ecg.ipynb #67ade3c2
+# %% ../../nbs/sequences/04_ecg.ipynb #4d9e26a0
 class Patches(nn.Module):
     "Several samples as one step: a front end for `ECGNet` without weights"
     def __init__(self,
@@ -147,7 +154,7 @@ class Patches(nn.Module):
         x = F.pad(x*real_steps(lengths, x.shape[1])[..., None], (0, 0, 0, -x.shape[1] % self.size))
         return x.unflatten(1, (-1, self.size)).flatten(2), (lengths - 1)//self.size + 1
 
-# %% ../../nbs/sequences/04_ecg.ipynb #e1c8d104
+# %% ../../nbs/sequences/04_ecg.ipynb #70908302
 class ECGNet(nn.Module):
     "Samples become steps, steps are read, and the steps become one answer"
     def __init__(self,
@@ -159,13 +166,14 @@ class ECGNet(nn.Module):
                 ):
         super().__init__()
         self.front,self.body,self.pool,self.drop = front,body,pool,nn.Dropout(drop)
-        self.head = nn.Linear((front if body is None else body).width*(len(pool) if isinstance(pool, Pools) else 1), n_out)
+        ways = len(pool) if isinstance(pool, Pools) else 1
+        self.head = nn.Linear((front if body is None else body).width*ways, n_out)
     def forward(self, x, lengths):
         h,n = self.front(x, lengths)
         if self.body is not None: h = self.body(self.drop(h), n)
         return self.head(self.drop(self.pool(h, n)))
 
-# %% ../../nbs/sequences/04_ecg.ipynb #7a15a0d0
+# %% ../../nbs/sequences/04_ecg.ipynb #3178438b
 def ecg_net(kind:str, # "cnn", "lstm", "cnn+lstm", or "cnn+attend": attention over the steps of the convolutions
             c_in:int, # leads
             n_out:int, # classes
@@ -182,7 +190,7 @@ def ecg_net(kind:str, # "cnn", "lstm", "cnn+lstm", or "cnn+attend": attention ov
     pool = Attend((body or front).width) if '+' in kind else Pools([Mean(), Max()])
     return ECGNet(front, body, pool, n_out, drop)
 
-# %% ../../nbs/sequences/04_ecg.ipynb #cfae6e4c
+# %% ../../nbs/sequences/04_ecg.ipynb #f2735b0c
 class ECGReader:
     "A trained network with the rate, the leads and the classes it was made for; it refuses others"
     def __init__(self,
@@ -201,18 +209,19 @@ class ECGReader:
     def attention(self, s)->tuple: # weight of each step, list of arrays of sum 1; samples in a step
         "How the network weighs the steps of each record"
         net,data,res = self.learn.model.eval(),self._set(s, 'keep'),[]
-        if not isinstance(net.pool, Attend): raise ValueError('this network does not attend: make it with kind "cnn+lstm" or "cnn+attend"')
+        if not isinstance(net.pool, Attend):
+            raise ValueError('this network does not attend: make it with kind "cnn+lstm" or "cnn+attend"')
         for i in range(len(data)):
             x,n = data[[i]]
             net(x.to(self.learn.dls.device), n.to(self.learn.dls.device))
             res.append(net.pool.weights[0].cpu().numpy())
         return res, net.front.stride
 
-# %% ../../nbs/sequences/04_ecg.ipynb #71f85b46
+# %% ../../nbs/sequences/04_ecg.ipynb #b5b30e0b
 def fit_ecg(data:Signals, # with splits train and valid, and labels
             kind:str='cnn', # see `ecg_net`
             epochs:int=8, # passes over the training split
-            lr:float=1e-2, # largest step of the one-cycle schedule
+            lr:float=1e-2, # largest learning rate of the one-cycle schedule
             bs:int=32, # records in a batch
             weighted:bool=False, # weigh the classes against their imbalance
             faulty:str='refuse', # flat and saturated leads, see `checked`
@@ -221,7 +230,8 @@ def fit_ecg(data:Signals, # with splits train and valid, and labels
             **kw, # for `ecg_net`
            )->ECGReader: # trained
     "Train a network on records, by fastai's Learner and one cycle"
-    if data.labels is None or data.split is None: raise DataError(f'{data.name} has no labels or no split: nothing can be learned from it. Give both.')
+    if data.labels is None or data.split is None:
+        raise DataError(f'{data.name} has no labels or no split: nothing can be learned from it. Give both.')
     train,valid = (ecg_set(checked(data.part(s), data.rate, data.leads, faulty)) for s in ('train', 'valid'))
     dls = sequence_loaders(train, valid, bs, device)
     weight = class_weights(data.part('train').labels, len(data.classes)).to(dls.device) if weighted else None
@@ -229,7 +239,7 @@ def fit_ecg(data:Signals, # with splits train and valid, and labels
     learn = Learner(dls, net, loss_func=sequence_loss(train.kind, weight), wd=1e-2)
     return ECGReader(one_cycle(learn, epochs, lr, watch), data)
 
-# %% ../../nbs/sequences/04_ecg.ipynb #a5a018a5
+# %% ../../nbs/sequences/04_ecg.ipynb #d13b570d
 def plot_attention(s:Signals, # records; one subplot each
                    weights:list, # of the steps of each record, arrays of sum 1
                    stride:int, # samples in a step
@@ -242,21 +252,22 @@ def plot_attention(s:Signals, # records; one subplot each
         known = {} if s.peaks is None else dict(peaks=s.peaks[i], symbols=None if s.symbols is None else s.symbols[i])
         plot_ecg(s.mv[i][:1], s.rate, s.leads[:1], title=titles[i], ax=ax, **known)
         for t,v in enumerate(w):
-            ax.axvspan(max(0, t-.5)*stride/s.rate, (t+.5)*stride/s.rate, color='#E69F00', alpha=.9*min(1, v*len(w)/8), lw=0, zorder=.5)
+            look = dict(color='#E69F00', alpha=.9*min(1, v*len(w)/8), lw=0, zorder=.5)
+            ax.axvspan(max(0, t-.5)*stride/s.rate, (t+.5)*stride/s.rate, **look)
         ax.set_xlim(0, s.mv[i].shape[1]/s.rate)
         ax.set_title(titles[i], pad=12)
         if i < len(s)-1: ax.set_xlabel('')
     plt.close(fig)
     return fig
 
-# %% ../../nbs/sequences/04_ecg.ipynb #1d8a9f17
+# %% ../../nbs/sequences/04_ecg.ipynb #38dd8391
 def attention_share(s:Signals, # with true peaks and symbols
                     weights:list, # of the steps of each record, arrays of sum 1
                     stride:int, # samples in a step
                     kind:str, # symbols of the beats looked for, such as "V" or "VA"
                     within:float=1, # seconds
                     away:float=0, # seconds that these beats must be away from all others
-                   )->np.ndarray: # share of the weight near these beats, and of the steps; shape (n, 2), nan where there is none
+                   )->np.ndarray: # share of the weight near these beats, and of the steps, shape (n, 2); nan for none
     "How much weight lies near beats of some kind, and how much an even spread would put there"
     res = np.full((len(s), 2), np.nan)
     for i,w in enumerate(weights):

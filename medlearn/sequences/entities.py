@@ -6,7 +6,7 @@
 __all__ = ['Lookup', 'sentence_counts', 'sentence_f1', 'tag_names', 'tag_set', 'Spelled', 'Chain', 'Tagger', 'EntityF1',
            'fit_tagger', 'tags_of']
 
-# %% ../../nbs/sequences/06_entities.ipynb #d5367f13
+# %% ../../nbs/sequences/06_entities.ipynb #ce04aeb9
 from collections import Counter
 import numpy as np,torch,torch.nn.functional as F
 from torch import Tensor,nn
@@ -18,7 +18,7 @@ from ..foundations.sequences import read_all,sequence_loaders,SequenceNet,Sequen
 from ..foundations.training import EMA,KeepBest,one_cycle
 from ..kit.cards import DataError
 
-# %% ../../nbs/sequences/06_entities.ipynb #1dd3a911
+# %% ../../nbs/sequences/06_entities.ipynb #ad1cb888
 class Lookup:
     "Tags by a list of entities, the longest first, capitals ignored: words -> tags"
     def __init__(self,
@@ -43,15 +43,16 @@ class Lookup:
                 seen.update(k for i in range(len(low) - n + 1) if (k := tuple(low[i:i+n])) in kinds)
         return cls({k: c.most_common(1)[0][0] for k,c in kinds.items() if c.total() >= share*seen[k]})
 
-# %% ../../nbs/sequences/06_entities.ipynb #4968ba63
+# %% ../../nbs/sequences/06_entities.ipynb #aaa541b9
 def sentence_counts(truth:list, # tags of each sentence
                     pred:list, # tags that a model gave
                    )->np.ndarray: # true, found and right entities of each sentence, shape (n, 3)
     "Counts of entities for `sentence_f1`"
     rows = entity_counts(truth, pred)
-    return rows.groupby('sentence')[['true', 'found', 'right']].sum().reindex(range(len(truth)), fill_value=0).to_numpy(float)
+    each = rows.groupby('sentence')[['true', 'found', 'right']].sum()
+    return each.reindex(range(len(truth)), fill_value=0).to_numpy(float)
 
-# %% ../../nbs/sequences/06_entities.ipynb #e46fbeba
+# %% ../../nbs/sequences/06_entities.ipynb #ff292ae1
 def sentence_f1(y, # not used: the counts hold the truth
                 counts:np.ndarray, # from `sentence_counts`, shape (n, 3)
                 w:np.ndarray=None, # weights, shape (b, n)
@@ -62,13 +63,13 @@ def sentence_f1(y, # not used: the counts hold the truth
     true,found,right = (as_weights(w, counts)@counts).T
     return 2*right/np.maximum(true + found, 1e-9)
 
-# %% ../../nbs/sequences/06_entities.ipynb #b37abce5
+# %% ../../nbs/sequences/06_entities.ipynb #2921527c
 def tag_names(sentences:list # of `Tagged`
              )->list: # "O", "B-...", "I-..."
     "The tags of a set of sentences, and those that belong to them"
     return ['O', *(f'{p}-{k}' for k in sorted({t[2:] for s in sentences for t in s.tags if t != 'O'}) for p in 'BI')]
 
-# %% ../../nbs/sequences/06_entities.ipynb #fbabb04b
+# %% ../../nbs/sequences/06_entities.ipynb #bbf2069a
 def tag_set(sentences:list, # of `Tagged`
             vocab:Vocab, # of words in small letters
             tags:list, # that the network knows, from `tag_names`
@@ -79,7 +80,9 @@ def tag_set(sentences:list, # of `Tagged`
     for i,s in enumerate(sentences):
         if not s.tokens: raise DataError(f'sentence {i} of {len(sentences)} has no words. Leave it out.')
         new = sorted(set(s.tags) - set(tags))
-        if new: raise DataError(f'sentence {i} has the tag {new[0]!r}, which the network does not know: it knows {", ".join(tags)}. Train it on such tags, or make them O.')
+        if new:
+            raise DataError(f'sentence {i} has the tag {new[0]!r}, which the network does not know: it knows {", ".join(tags)}. '
+                            'Train it on such tags, or make them O.')
     ids,lengths = to_ids([[w.lower() for w in s.tokens] for s in sentences], vocab)
     x,y = np.zeros((*ids.shape, 1 + letters), np.int32),np.full(ids.shape, -100, np.int64)
     x[..., 0] = ids
@@ -90,7 +93,7 @@ def tag_set(sentences:list, # of `Tagged`
             x[i, j, 1:len(w) + 1] = [min(ord(c), 127) for c in w]
     return SequenceSet(x, lengths, y, kind='tags', vocab=tags)
 
-# %% ../../nbs/sequences/06_entities.ipynb #8902111a
+# %% ../../nbs/sequences/06_entities.ipynb #4f0c694f
 class Spelled(nn.Module):
     "A word's own vector beside one made from its letters"
     def __init__(self,
@@ -110,9 +113,9 @@ class Spelled(nn.Module):
         h = self.conv(self.letters(spelt).mT).amax(-1)
         return torch.cat([self.words(w), h[where].unflatten(0, w.shape)], -1)
 
-# %% ../../nbs/sequences/06_entities.ipynb #17e829dd
+# %% ../../nbs/sequences/06_entities.ipynb #553cbd11
 class Chain(nn.Module):
-    "Which tag may follow which and, if learned, how readily: a conditional random field. Called on (scores, tags), it is a loss"
+    "A conditional random field: which tag may follow which and how readily. Called on (scores, tags), it is a loss"
     def __init__(self,
                  tags:list, # from `tag_names`
                  learned:bool=True, # False: only the bars, and the loss of each word by itself
@@ -123,7 +126,8 @@ class Chain(nn.Module):
         self.tags,self.learned = tags,learned
         self.register_buffer('bar', -1e4*(inside & ~goes_on).float())
         self.register_buffer('bar_first', -1e4*inside.float())
-        self.move,self.first = (nn.Parameter(torch.zeros(s), requires_grad=learned) for s in ((len(tags), len(tags)), (len(tags),)))
+        k = len(tags)
+        self.move,self.first = (nn.Parameter(torch.zeros(s), requires_grad=learned) for s in ((k, k), (k,)))
     def forward(self, z:Tensor, # score of each tag, shape (n, longest, tags)
                 y:Tensor, # tags, shape (n, longest), -100 after the end
                )->Tensor: # a number for each word, the mean
@@ -131,9 +135,11 @@ class Chain(nn.Module):
         real = y >= 0
         if not self.learned: return F.cross_entropy(z[real], y[real])
         move,first,y = self.move + self.bar,self.first + self.bar_first,y.clamp(0)
-        gold = (z.gather(2, y[..., None])[..., 0]*real).sum(1) + first[y[:, 0]] + (move[y[:, :-1], y[:, 1:]]*real[:, 1:]).sum(1)
+        steps = (move[y[:, :-1], y[:, 1:]]*real[:, 1:]).sum(1)
+        gold = (z.gather(2, y[..., None])[..., 0]*real).sum(1) + first[y[:, 0]] + steps
         a = first + z[:, 0]
-        for t in range(1, z.shape[1]): a = torch.where(real[:, t, None], (a[:, :, None] + move).logsumexp(1) + z[:, t], a)
+        for t in range(1, z.shape[1]):
+            a = torch.where(real[:, t, None], (a[:, :, None] + move).logsumexp(1) + z[:, t], a)
         return (a.logsumexp(1) - gold).sum()/real.sum()
     @torch.no_grad()
     def best(self, z:Tensor, # shape (n, longest, tags)
@@ -149,7 +155,7 @@ class Chain(nn.Module):
         for where in reversed(back): path.append(where.gather(1, path[-1][:, None])[:, 0])
         return [[self.tags[c] for c in row[:n]] for row,n in zip(torch.stack(path[::-1], 1).tolist(), lengths.tolist())]
 
-# %% ../../nbs/sequences/06_entities.ipynb #120f12c4
+# %% ../../nbs/sequences/06_entities.ipynb #0314586f
 class Tagger(SequenceNet):
     "Words and letters, a body, scores of tags at each word, and the chain of tags"
     def __init__(self,
@@ -162,7 +168,7 @@ class Tagger(SequenceNet):
         super().__init__(first, body, None, len(tags), drop)
         self.chain = Chain(tags, learned)
 
-# %% ../../nbs/sequences/06_entities.ipynb #30ac47a7
+# %% ../../nbs/sequences/06_entities.ipynb #07c6a562
 class EntityF1(Metric):
     "F1 of whole entities over the validation sentences"
     def __init__(self, chain): self.chain = chain
@@ -176,12 +182,12 @@ class EntityF1(Metric):
     @property
     def name(self): return 'entity_f1'
 
-# %% ../../nbs/sequences/06_entities.ipynb #7b532465
+# %% ../../nbs/sequences/06_entities.ipynb #3737e0e8
 def fit_tagger(net:Tagger, # to be trained
                train:SequenceSet, # from `tag_set`
                valid:SequenceSet, # likewise
                epochs:int, # passes over the training sentences
-               lr:float=5e-3, # largest step of the one-cycle schedule
+               lr:float=5e-3, # largest learning rate of the one-cycle schedule
                bs:int=32, # sentences in a batch
                device=None, # fastai's default: the GPU where there is one
                watch:bool=False, # show progress and the live plot
@@ -189,9 +195,10 @@ def fit_tagger(net:Tagger, # to be trained
     "Train a tagger"
     dls = sequence_loaders(train, valid, bs, device)
     learn = Learner(dls, net.to(dls.device), loss_func=net.chain, metrics=EntityF1(net.chain), wd=1e-2)
-    return one_cycle(learn, epochs, lr, watch, cbs=[EMA(.99), KeepBest(monitor='entity_f1', comp=np.greater)], validate=True)
+    best = KeepBest(monitor='entity_f1', comp=np.greater)
+    return one_cycle(learn, epochs, lr, watch, cbs=[EMA(.99), best], validate=True)
 
-# %% ../../nbs/sequences/06_entities.ipynb #21655ac7
+# %% ../../nbs/sequences/06_entities.ipynb #79debc43
 def tags_of(learn:Learner, # from `fit_tagger`
             data:SequenceSet, # from `tag_set`
             bs:int=256, # sentences at once

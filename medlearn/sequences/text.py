@@ -6,7 +6,7 @@
 __all__ = ['TfidfReader', 'report_set', 'language_model', 'AWD', 'ReportNet', 'fit_reader', 'Clinical', 'start_at_odds', 'stated',
            'looked_at', 'missed']
 
-# %% ../../nbs/sequences/05_text.ipynb #192d95ee
+# %% ../../nbs/sequences/05_text.ipynb #f2e186a7
 import re
 import numpy as np,torch
 from torch import Tensor,nn
@@ -19,11 +19,12 @@ from fastai.text.learner import language_model_learner
 from fastai.text.models.awdlstm import AWD_LSTM,awd_lstm_lm_config
 from ..data.text import mentions,Reports,to_ids,Vocab,words
 from ..foundations.evaluation import Judge
-from ..foundations.sequences import Last,Max,Mean,Pools,SequenceNet,SequenceSet,real_steps,sequence_loaders,sequence_loss
+from ..foundations.sequences import (Last,Max,Mean,Pools,SequenceNet,SequenceSet,real_steps,
+                                            sequence_loaders,sequence_loss)
 from ..foundations.training import KeepBest,one_cycle
 from ..kit.cards import DataError
 
-# %% ../../nbs/sequences/05_text.ipynb #69bc4ee6
+# %% ../../nbs/sequences/05_text.ipynb #55084b9a
 class TfidfReader:
     "TF-IDF and logistic regression, its penalty chosen on validation: texts -> probabilities, shape (n, classes)"
     def __init__(self,
@@ -34,7 +35,8 @@ class TfidfReader:
                  strengths:tuple=(.1, 1, 10, 100, 1000), # inverse penalties to try
                 ):
         from sklearn.feature_extraction.text import TfidfVectorizer
-        self.vec = TfidfVectorizer(tokenizer=words, token_pattern=None, lowercase=False, ngram_range=(1, longest), min_df=2, sublinear_tf=True)
+        self.vec = TfidfVectorizer(tokenizer=words, token_pattern=None, lowercase=False, ngram_range=(1, longest),
+                                   min_df=2, sublinear_tf=True)
         self.vec.fit(train.text if texts is None else texts)
         models,judge = {C: self._fitted(train, C) for C in strengths},Judge(valid, 1)
         unseen = self.vec.transform(valid.text)
@@ -44,22 +46,28 @@ class TfidfReader:
     def _fitted(self, train, C):
         from sklearn.linear_model import LogisticRegression
         from sklearn.multiclass import OneVsRestClassifier
-        return OneVsRestClassifier(LogisticRegression(C=C, solver='liblinear')).fit(self.vec.transform(train.text), train.labels)
+        model = OneVsRestClassifier(LogisticRegression(C=C, solver='liblinear'))
+        return model.fit(self.vec.transform(train.text), train.labels)
     def __call__(self, texts)->np.ndarray: return self.model.predict_proba(self.vec.transform(texts))
 
-# %% ../../nbs/sequences/05_text.ipynb #b0ec981f
+# %% ../../nbs/sequences/05_text.ipynb #2a5d2cf1
+def _targets(data, empty):
+    "Labels of reports and their kind, for a `SequenceSet`; a report without words is refused"
+    if empty is not None:
+        raise DataError(f'{data.name}: report {str(data.ids[empty])!r} has no words. Leave it out: nothing can be read from it.')
+    y = torch.as_tensor(data.labels, dtype=torch.float32 if data.multilabel else torch.int64)
+    return y, dict(kind='multi' if data.multilabel else 'category', vocab=data.classes)
+
 def report_set(data:Reports, # a split, or a part of it
                vocab:Vocab, # from the training reports
                longest:int=None, # cut after so many words; default: keep all
               )->SequenceSet: # codes of the words, lengths and labels
     "Reports as sequences for `sequence_loaders`"
     tokens = [words(t) for t in data.text]
-    empty = next((i for i,t in enumerate(tokens) if not t), None)
-    if empty is not None: raise DataError(f'{data.name}: report {str(data.ids[empty])!r} has no words. Leave it out: nothing can be read from it.')
-    y = torch.as_tensor(data.labels, dtype=torch.float32 if data.multilabel else torch.int64)
-    return SequenceSet(*to_ids([['xxbos', *t] for t in tokens], vocab, longest), y, kind='multi' if data.multilabel else 'category', vocab=data.classes)
+    y,about = _targets(data, next((i for i,t in enumerate(tokens) if not t), None))
+    return SequenceSet(*to_ids([['xxbos', *t] for t in tokens], vocab, longest), y, **about)
 
-# %% ../../nbs/sequences/05_text.ipynb #82fb330f
+# %% ../../nbs/sequences/05_text.ipynb #f916517e
 def language_model(train:list, # training texts, str
                    valid:list, # validation texts
                    vocab:Vocab, # from the training texts
@@ -67,7 +75,7 @@ def language_model(train:list, # training texts, str
                    emb:int=64, # numbers of a word's vector, and of the last layer
                    hidden:int=128, # width of the other layers
                    layers:int=2, # LSTM layers
-                   lr:float=1e-2, # largest step of the one-cycle schedule
+                   lr:float=1e-2, # largest learning rate of the one-cycle schedule
                    drop:float=.5, # share of AWD-LSTM's usual dropouts
                    bs:int=32, # streams of text read side by side
                    seq_len:int=40, # words read before each step
@@ -78,13 +86,14 @@ def language_model(train:list, # training texts, str
     rows = lambda texts: L([torch.tensor(vocab.encode(['xxbos', *words(t)])) for t in texts])
     train,valid = rows(train),rows(valid)
     bs = max(1, min(bs, sum(map(len, valid))//20, sum(map(len, train))//20))
-    dls = DataLoaders(LMDataLoader(train, bs=bs, seq_len=seq_len, shuffle=True), LMDataLoader(valid, bs=bs, seq_len=seq_len), device=device)
+    shape = dict(bs=bs, seq_len=seq_len)
+    dls = DataLoaders(LMDataLoader(train, shuffle=True, **shape), LMDataLoader(valid, **shape), device=device)
     dls.vocab = vocab.words
     config = dict(awd_lstm_lm_config, emb_sz=emb, n_hid=hidden, n_layers=layers)
     learn = language_model_learner(dls, AWD_LSTM, config=config, drop_mult=drop, pretrained=False, metrics=Perplexity())
     return one_cycle(learn, epochs, lr, watch, cbs=KeepBest(), validate=True)
 
-# %% ../../nbs/sequences/05_text.ipynb #f3ca59df
+# %% ../../nbs/sequences/05_text.ipynb #10667202
 class AWD(nn.Module):
     "fastai's AWD-LSTM as a body over padded codes, which starts anew with each batch"
     def __init__(self,
@@ -95,7 +104,8 @@ class AWD(nn.Module):
                  drop:float=.5, # share of the usual dropouts
                 ):
         super().__init__()
-        self.net = AWD_LSTM(n_words, emb, hidden, layers, hidden_p=.3*drop, input_p=.4*drop, embed_p=.05*drop, weight_p=.5*drop)
+        drops = dict(hidden_p=.3*drop, input_p=.4*drop, embed_p=.05*drop, weight_p=.5*drop)
+        self.net = AWD_LSTM(n_words, emb, hidden, layers, **drops)
         self.width,self.both = emb,False
     def forward(self, x, lengths):
         self.net.reset()
@@ -105,7 +115,7 @@ class AWD(nn.Module):
         self.net.load_state_dict(lm.model[0].state_dict())
         return self
 
-# %% ../../nbs/sequences/05_text.ipynb #bb485917
+# %% ../../nbs/sequences/05_text.ipynb #f2401d01
 class ReportNet(nn.Module):
     "A body that reads codes; of its states the last, the largest and the mean; and a small head"
     def __init__(self,
@@ -116,15 +126,16 @@ class ReportNet(nn.Module):
                 ):
         super().__init__()
         self.body,self.pools = body,Pools([Last(body), Max(), Mean()])
-        self.head = nn.Sequential(nn.Dropout(drop), nn.Linear(3*body.width, hidden), nn.ReLU(), nn.Dropout(drop/2), nn.Linear(hidden, n_out))
+        self.head = nn.Sequential(nn.Dropout(drop), nn.Linear(3*body.width, hidden), nn.ReLU(), nn.Dropout(drop/2),
+                                  nn.Linear(hidden, n_out))
     def forward(self, x, lengths): return self.head(self.pools(self.body(x, lengths), lengths))
 
-# %% ../../nbs/sequences/05_text.ipynb #5ef4424f
+# %% ../../nbs/sequences/05_text.ipynb #4d040f83
 def fit_reader(net:nn.Module, # (codes, lengths) -> (n, classes)
                train:SequenceSet, # from `report_set`
                valid:SequenceSet, # likewise
                epochs:int, # passes over the training reports
-               lr:float=3e-3, # largest step of the one-cycle schedule
+               lr:float=3e-3, # largest learning rate of the one-cycle schedule
                bs:int=32, # reports in a batch
                device=None, # fastai's default: the GPU where there is one
                watch:bool=False, # show progress and the live plot
@@ -134,7 +145,7 @@ def fit_reader(net:nn.Module, # (codes, lengths) -> (n, classes)
     learn = Learner(dls, net.to(dls.device), loss_func=sequence_loss(train.kind), wd=1e-2)
     return one_cycle(learn, epochs, lr, watch, cbs=KeepBest(), validate=True)
 
-# %% ../../nbs/sequences/05_text.ipynb #5d196ef3
+# %% ../../nbs/sequences/05_text.ipynb #f20965c0
 class Clinical(nn.Module):
     "A Hugging Face encoder as a body over padded codes"
     def __init__(self,
@@ -142,25 +153,31 @@ class Clinical(nn.Module):
                 ):
         super().__init__()
         try: from transformers import AutoModel,AutoTokenizer
-        except ImportError: raise DataError(f'pretrained={name!r} needs the package transformers. Install it (pip install transformers), or leave pretrained empty.') from None
-        try: self.tokenizer,self.net = AutoTokenizer.from_pretrained(name),AutoModel.from_pretrained(name, weights_only=True)
+        except ImportError:
+            raise DataError(f'pretrained={name!r} needs the package transformers. '
+                            'Install it (pip install transformers), or leave pretrained empty.') from None
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(name)
+            self.net = AutoModel.from_pretrained(name, weights_only=True)
         except (OSError, ValueError, KeyError) as e:
             why = (str(e).strip().splitlines() or [type(e).__name__])[0]
-            raise DataError(f'pretrained={name!r} is not a folder with a model, nor a name that can be had from here: {why} '
-                            'Check the name, or download the model elsewhere and give its folder.') from None
+            raise DataError(f'pretrained={name!r} is not a folder with a model, nor a name that can be had from here: '
+                            f'{why} Check the name, or download the model elsewhere and give its folder.') from None
         self.width,self.both = self.net.config.hidden_size,False
-        self.longest = min(512, self.tokenizer.model_max_length, getattr(self.net.config, 'max_position_embeddings', 512))
-    def forward(self, x, lengths): return self.net(input_ids=x, attention_mask=real_steps(lengths, x.shape[1]).long()).last_hidden_state
+        places = getattr(self.net.config, 'max_position_embeddings', 512)
+        self.longest = min(512, self.tokenizer.model_max_length, places)
+    def forward(self, x, lengths):
+        seen = real_steps(lengths, x.shape[1]).long()
+        return self.net(input_ids=x, attention_mask=seen).last_hidden_state
     def report_set(self, data:Reports)->SequenceSet:
         "Reports in the codes of this model, cut where it can read no further"
-        empty = next((i for i,t in enumerate(data.text) if not t.strip()), None)
-        if empty is not None: raise DataError(f'{data.name}: report {str(data.ids[empty])!r} has no words. Leave it out: nothing can be read from it.')
+        y,about = _targets(data, next((i for i,t in enumerate(data.text) if not t.strip()), None))
         rows = self.tokenizer(list(data.text), truncation=True, max_length=self.longest)['input_ids']
-        x = nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True, padding_value=self.tokenizer.pad_token_id or 0)
-        y = torch.as_tensor(data.labels, dtype=torch.float32 if data.multilabel else torch.int64)
-        return SequenceSet(x, [len(r) for r in rows], y, kind='multi' if data.multilabel else 'category', vocab=data.classes)
+        blank = self.tokenizer.pad_token_id or 0
+        x = nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True, padding_value=blank)
+        return SequenceSet(x, [len(r) for r in rows], y, **about)
 
-# %% ../../nbs/sequences/05_text.ipynb #cd2896dd
+# %% ../../nbs/sequences/05_text.ipynb #e4f3b773
 def start_at_odds(layer:nn.Linear, # the last of a network
                   labels:np.ndarray, # of the training reports, 0 and 1, shape (n, k)
                  )->None:
@@ -168,7 +185,7 @@ def start_at_odds(layer:nn.Linear, # the last of a network
     share = (labels.sum(0) + .5)/(len(labels) + 1)
     with torch.no_grad(): layer.bias.copy_(torch.as_tensor(np.log(share/(1 - share))))
 
-# %% ../../nbs/sequences/05_text.ipynb #3a15bb65
+# %% ../../nbs/sequences/05_text.ipynb #a4d014af
 def stated(text:str, # a report
            finding:str, # regular expression
           )->str: # the same without the "no"; None where that does not turn it round
@@ -179,7 +196,7 @@ def stated(text:str, # a report
     other = text[:at.start()] + text[at.end():]
     return None if any(m.negated for m in mentions(other, finding)) else other
 
-# %% ../../nbs/sequences/05_text.ipynb #fc045092
+# %% ../../nbs/sequences/05_text.ipynb #2063ad47
 @torch.inference_mode()
 def looked_at(net:SequenceNet, # with a `Transformer` as its body
               x:Tensor, # codes of one report, shape (longest,)
@@ -192,7 +209,7 @@ def looked_at(net:SequenceNet, # with a `Transformer` as its body
     net.body.watch(False)
     return res
 
-# %% ../../nbs/sequences/05_text.ipynb #ebf9edb7
+# %% ../../nbs/sequences/05_text.ipynb #5900e9ca
 @torch.inference_mode()
 def missed(net:nn.Module, # (codes, lengths) -> (n, classes)
            x:Tensor, # codes of one report, shape (longest,)
