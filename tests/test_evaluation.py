@@ -357,3 +357,33 @@ def test_tables_of_intervals():
     assert table.columns.tolist() == ['AUROC', 'low', 'high'] and table.index.tolist() == ['noise', 'truth']
     assert tuple(table.loc['noise']) == judge.auroc(scores['noise']) and tuple(table.loc['truth']) == (1, 1, 1)
     assert E.interval_table({'x': (1, 0, 2)}, 'Dice').loc['x', 'Dice'] == 1
+
+
+def suspicious_rows(n=400):
+    rng = np.random.default_rng(0)
+    ill = rng.random(n) < .1
+    return pd.DataFrame({'log_area': rng.normal(size=n) + 2*ill, 'margin': rng.normal(size=n), 'suspicious': ill})
+
+
+def test_a_suspicion_rises_with_what_speaks_for_it_and_weights_move_promises_not_the_order():
+    rows = suspicious_rows()
+    plain,balanced = E.fit_suspicious(['log_area'], rows),E.fit_suspicious(['log_area'], rows, class_weight='balanced')
+    p,q = (m.predict_proba(rows[['log_area']])[:, 1] for m in (plain, balanced))
+    assert (np.argsort(p) == np.argsort(rows.log_area.to_numpy())).all() and (np.argsort(p) == np.argsort(q)).all()
+    assert p.mean() == pytest.approx(rows.suspicious.mean(), abs=.01) and q.mean() > 2*p.mean()
+
+
+def test_a_sabotaged_run_teaches_it_shuffled_answers(monkeypatch):
+    rows = suspicious_rows()
+    monkeypatch.setenv('MEDLEARN_SABOTAGE', 'answers')
+    p = E.fit_suspicious(['log_area'], rows).predict_proba(rows[['log_area']])[:, 1]
+    assert np.ptp(p) < .1
+
+
+def test_suspicious_nodules_are_averages_split_by_patient():
+    from medlearn.data.outlines import lidc_averages,lidc_suspicious
+    nodules = lidc_suspicious(seed=3)
+    assert (nodules.readers >= 2).all() and (nodules.suspicious == (nodules.malignancy >= 4.5)).all()
+    assert (nodules.groupby('patient').split.nunique() == 1).all() and set(nodules.split) == {'train', 'valid', 'test'}
+    pd.testing.assert_frame_equal(nodules.drop(columns=['suspicious', 'split']), lidc_averages(least=2))
+    assert nodules.split.equals(lidc_suspicious(seed=3).split) and not nodules.split.equals(lidc_suspicious(seed=4).split)
