@@ -111,7 +111,8 @@ def slice_viewer(volume:np.ndarray, # greys or HU, shape (d, h, w)
                  side:int=380, # longest side on the screen, pixels
                 ): # ipywidgets box, with `.picture`, `.plane`, `.slice`, `.window` and `.outlines`
     "Turn the pages of a volume with sliders; in JupyterLab and Colab"
-    import ipywidgets as W
+    try: import ipywidgets as W
+    except ImportError: raise ImportError('The viewer needs ipywidgets, which the extra imaging of medlearn brings.') from None
     from PIL import Image
     if volume.ndim != 3 or any(m.shape != volume.shape for m in masks):
         raise DataError(f'volume of shape {volume.shape}, masks {[m.shape for m in masks]}: all must be alike')
