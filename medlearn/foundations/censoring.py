@@ -6,19 +6,20 @@
 __all__ = ['kaplan_meier', 'censoring_weights', 'weighted', 'check_split', 'tuned', 'intervals', 'hazard_loss', 'survival',
            'person_period', 'hazard_curves', 'aalen_johansen']
 
-# %% ../../nbs/foundations/18_censoring.ipynb #86a0ce7e
+# %% ../../nbs/foundations/18_censoring.ipynb #cc9edf54
 import numpy as np,pandas as pd,torch.nn.functional as F
 from torch import Tensor
 from ..data.cohorts import Cohort
 from .evaluation import as_numbers,as_truth,as_weights,check_alike
 from ..kit.cards import DataError
 
-# %% ../../nbs/foundations/18_censoring.ipynb #6a47807f
+# %% ../../nbs/foundations/18_censoring.ipynb #e87c40ca
 def _rates(time, cause, causes, w):
     "Days, and on each day which share of those still watched had which event: shape (b, causes, days)"
     t,c = as_numbers(time, 'time').astype(float),np.asarray(cause)
     check_alike(t, c)
-    if t.min() < 0: raise DataError(f'times run from {t.min():g}: they are numbers, 0 or more days after the landmark.')
+    if t.min() < 0:
+        raise DataError(f'times run from {t.min():g}: they are numbers, 0 or more days after the landmark.')
     order,w = np.argsort(t, kind='stable'),as_weights(w, t).astype(float)
     c,w = c[order],w[:, order]
     days,first = np.unique(t[order], return_index=True)
@@ -31,7 +32,7 @@ def _on(days, curve, at, start):
     steps = np.concatenate([np.full((*curve.shape[:-1], 1), start), curve], -1)
     return steps[..., np.searchsorted(days, np.atleast_1d(at), 'right')]
 
-# %% ../../nbs/foundations/18_censoring.ipynb #3ed0781f
+# %% ../../nbs/foundations/18_censoring.ipynb #4205c530
 def kaplan_meier(time:np.ndarray, # days to the event or to the end of watching, shape (n,)
                  event:np.ndarray, # did it happen? bool, shape (n,); False is censored
                  at, # one day or several; after the last day of watching the last value stays
@@ -41,45 +42,57 @@ def kaplan_meier(time:np.ndarray, # days to the event or to the end of watching,
     days,rate = _rates(time, as_truth(event, 'event'), [True], w)
     return _on(days, (1 - rate[:, 0]).cumprod(1), at, 1.)
 
-# %% ../../nbs/foundations/18_censoring.ipynb #1007484c
+# %% ../../nbs/foundations/18_censoring.ipynb #6247f231
 def censoring_weights(time:np.ndarray, # days to the event or to the end of observation, shape (n,)
                       event:np.ndarray, # did it happen? bool, shape (n,); False is censored
                       horizon:float, # day up to which the event is asked about
-                     )->np.ndarray: # shape (n,): 0 where the answer is not known; their sum is n where somebody is followed to the horizon
-    "Inverse-probability-of-censoring weights of yes-or-no answers; they suppose that censoring is independent of the event"
+                     )->np.ndarray: # shape (n,): 0 where the answer is not known; the sum is n if anybody reaches the horizon
+    "Inverse-probability-of-censoring weights of yes-or-no answers, if leaving is independent of the event"
     t,e = np.asarray(time, dtype=float),as_truth(event, 'event')
-    if not (t >= 0).all(): raise DataError(f'times run from {t.min():g}: they are numbers, 0 or more days after the landmark.')
+    if not (t >= 0).all():
+        raise DataError(f'times run from {t.min():g}: they are numbers, 0 or more days after the landmark.')
     lost = ~e & (t < horizon)
-    if lost.all(): raise DataError(f'none of {len(t)} people was followed up to day {horizon:g} or had the event before: nothing can be weighted.')
+    if lost.all():
+        raise DataError(f'none of {len(t)} people was followed up to day {horizon:g} or had the event before: '
+                        'nothing can be weighted.')
     days,left = np.unique(t[lost], return_counts=True)
     ended,events = np.sort(t),np.sort(t[e])
     at_risk = len(t) - np.searchsorted(ended, days) # still followed on that day
-    at_risk = at_risk - (np.searchsorted(events, days, 'right') - np.searchsorted(events, days)) # an event comes before leaving
+    at_risk -= np.searchsorted(events, days, 'right') - np.searchsorted(events, days) # an event comes before leaving
     G = np.r_[1, np.cumprod(1 - left/at_risk)]
     return np.where(lost, 0, 1/G[np.searchsorted(days, np.minimum(t, horizon))])
 
-# %% ../../nbs/foundations/18_censoring.ipynb #3bc45786
+# %% ../../nbs/foundations/18_censoring.ipynb #08df83ea
 def weighted(metric, # function of (y, score, weights), as those of foundations/evaluation
              v:np.ndarray, # how many people each row stands for, shape (n,)
             ): # the same function, in which each row counts `v` times
     "A metric of known answers that stand for the censored as well"
     return lambda y, s, w=None: metric(y, s, v if w is None else w*v)
 
-# %% ../../nbs/foundations/18_censoring.ipynb #b6048c25
+# %% ../../nbs/foundations/18_censoring.ipynb #191b7a26
 #@title Is there enough to judge? Choose settings on the validation split
 def check_split(cohort:Cohort, # with two classes
                 split:np.ndarray, # "train", "valid" or "test", one for each person
                 least:int=3, # people with each of the two answers, in each split
                )->pd.DataFrame: # people by split and answer
     "Refuse a cohort that cannot be learned from or judged"
-    name,y = cohort.history.name,cohort.table.label.to_numpy()
-    if len(cohort.classes) > 2: raise DataError(f'{name}: {len(cohort.classes)} classes ({", ".join(cohort.classes[:5])} ...): two are wanted. Join the others.')
+    name,y,classes = cohort.history.name,cohort.table.label.to_numpy(),cohort.classes
+    if len(classes) > 2:
+        raise DataError(f'{name}: {len(classes)} classes ({", ".join(classes[:5])} ...): two are wanted. '
+                        'Join the others.')
     have = np.bincount(y[y >= 0], minlength=2)
-    if not have.all(): raise DataError(f'{name}: all {have.sum()} known answers are {cohort.classes[int(have.argmax())]!r}: there is nothing to learn. Ask for another event, or a longer horizon.')
-    counts = pd.crosstab(np.asarray(split)[y >= 0], np.array(cohort.classes)[y[y >= 0]]).reindex(index=['train', 'valid', 'test'], columns=cohort.classes, fill_value=0).rename_axis(index=None, columns=None)
+    if not have.all():
+        raise DataError(f'{name}: all {have.sum()} known answers are {classes[int(have.argmax())]!r}: there is nothing '
+                        'to learn. Ask for another event, or a longer horizon.')
+    counts = pd.crosstab(np.asarray(split)[y >= 0], np.array(classes)[y[y >= 0]])
+    counts = counts.reindex(index=['train', 'valid', 'test'], columns=classes, fill_value=0)
+    counts = counts.rename_axis(index=None, columns=None)
     few = counts.stack()[lambda n: n < least]
-    if len(few): raise DataError(f'{name}: {few.iloc[0]} people with {few.index[0][1]!r} in the split {few.index[0][0]!r}, at least {least} are needed '
-                                 f'({have[1]} with {cohort.classes[1]!r} in all). Take a longer horizon, a more frequent event, or more people.')
+    if len(few):
+        where,what = few.index[0]
+        raise DataError(f'{name}: {few.iloc[0]} people with {what!r} in the split {where!r}, at least {least} are '
+                        f'needed ({have[1]} with {classes[1]!r} in all). Take a longer horizon, a more frequent event, '
+                        'or more people.')
     return counts
 
 def tuned(models:list, # with different settings, not fitted
@@ -92,40 +105,44 @@ def tuned(models:list, # with different settings, not fitted
          ): # the fitted model with the lowest log loss on the validation rows
     "Choose settings on the validation split"
     def fit(m):
-        if w is None: return m.fit(x, y)
-        return m.fit(x, y, **{f'{m.steps[-1][0]}__sample_weight' if hasattr(m, 'steps') else 'sample_weight': w})
-    def loss(m): return np.average(-np.log(np.clip(np.where(yv, *m.predict_proba(xv).T[::-1]), 1e-9, 1)), weights=wv)
+        name = f'{m.steps[-1][0]}__sample_weight' if hasattr(m, 'steps') else 'sample_weight'
+        return m.fit(x, y) if w is None else m.fit(x, y, **{name: w})
+    def loss(m):
+        no,yes = m.predict_proba(xv).T
+        return np.average(-np.log(np.clip(np.where(yv, yes, no), 1e-9, 1)), weights=wv)
     return min(map(fit, models), key=loss)
 
-# %% ../../nbs/foundations/18_censoring.ipynb #d9f5f989
+# %% ../../nbs/foundations/18_censoring.ipynb #abbbd7a2
 def intervals(time:np.ndarray, # days to the event or to the end of watching, shape (n,)
               event:np.ndarray, # did it happen? bool, shape (n,)
               edges:np.ndarray, # ends of the intervals, days, rising
-             )->tuple: # did it happen in the interval, and was the person seen through it? float32, each of shape (n, K)
+             )->tuple: # did it happen in the interval, and was the person seen through it? float32, each (n, K)
     "Event times as yes-or-no questions, none of them asked after censoring"
     t,e,end = np.asarray(time)[:, None],np.asarray(event, dtype=bool)[:, None],np.asarray(edges, dtype=float)
-    if (np.diff(end, prepend=0) <= 0).any(): raise ValueError(f'edges are {end.tolist()}: they rise, and the first is above 0')
+    if (np.diff(end, prepend=0) <= 0).any():
+        raise ValueError(f'edges are {end.tolist()}: they rise, and the first is above 0')
     died = e & (t > np.r_[-np.inf, end[:-1]]) & (t <= end)
     return died.astype(np.float32), (died | (t >= end)).astype(np.float32)
 
-# %% ../../nbs/foundations/18_censoring.ipynb #ef7d39c6
+# %% ../../nbs/foundations/18_censoring.ipynb #54fb7a10
 def hazard_loss(z:Tensor, # log-odds of the hazards, shape (n, K)
                 died:Tensor, # 1 where the event was in the interval, shape (n, K)
                 seen:Tensor, # 1 where the person was at risk through it, shape (n, K)
                )->Tensor: # mean over the questions that were answered
     "Negative log-likelihood of discrete-time hazards with censoring"
-    return (F.binary_cross_entropy_with_logits(z, died, reduction='none')*seen).sum()/seen.sum().clamp_min(1)
+    loss = F.binary_cross_entropy_with_logits(z, died, reduction='none')
+    return (loss*seen).sum()/seen.sum().clamp_min(1)
 
 def survival(z:np.ndarray # log-odds of the hazards, shape (n, K)
             )->np.ndarray: # shape (n, K): still without the event at the end of each interval
     "Survival curves from hazards"
     return np.exp(-np.logaddexp(0, z).cumsum(-1))
 
-# %% ../../nbs/foundations/18_censoring.ipynb #1ab482e4
+# %% ../../nbs/foundations/18_censoring.ipynb #d6290c14
 def person_period(x, # rows of numbers, shape (n, d)
                   died:np.ndarray, # from `intervals`, shape (n, K)
                   seen:np.ndarray, # likewise
-                 )->tuple: # a row for each person and interval at risk, shape (m, d + K), and its answer, bool, shape (m,)
+                 )->tuple: # a row for each person and interval at risk, shape (m, d + K), and its answer, bool, (m,)
     "The table of discrete-time logistic regression"
     i,k = np.nonzero(np.asarray(seen))
     return np.hstack([np.asarray(x, dtype=float)[i], np.eye(died.shape[1])[k]]), np.asarray(died)[i, k] > 0
@@ -139,7 +156,7 @@ def hazard_curves(model, # classifier fitted on `person_period`
     rows = np.hstack([np.repeat(x, K, 0), np.tile(np.eye(K), (len(x), 1))])
     return (1 - model.predict_proba(rows)[:, 1].reshape(len(x), K)).cumprod(1)
 
-# %% ../../nbs/foundations/18_censoring.ipynb #0e899e25
+# %% ../../nbs/foundations/18_censoring.ipynb #53c2621c
 def aalen_johansen(time:np.ndarray, # days to the first event or to the end of watching, shape (n,)
                    cause:np.ndarray, # which event: 1, 2, ...; 0 is censored; shape (n,)
                    at, # one day or several
@@ -147,7 +164,8 @@ def aalen_johansen(time:np.ndarray, # days to the first event or to the end of w
                   )->np.ndarray: # share that had each event by then, shape (b, causes, number of days)
     "Cumulative incidence under competing risks (Aalen and Johansen 1978)"
     c = as_numbers(cause, 'cause')
-    if (c < 0).any() or (c != np.round(c)).any(): raise DataError(f'causes run from {c.min():g} to {c.max():g}: they are 0 for censored, then 1, 2, ...')
+    if (c < 0).any() or (c != np.round(c)).any():
+        raise DataError(f'causes run from {c.min():g} to {c.max():g}: they are 0 for censored, then 1, 2, ...')
     days,rate = _rates(time, c, range(1, max(1, int(c.max())) + 1), w)
     free = (1 - rate.sum(1)).cumprod(1)
     before = np.concatenate([np.ones((len(free), 1)), free[:, :-1]], 1)

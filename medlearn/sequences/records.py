@@ -6,7 +6,7 @@
 __all__ = ['CodeBook', 'encode', 'record_set', 'LastMeanMax', 'StepEmbedding', 'record_net', 'fit_records', 'at_days',
            'plot_risk']
 
-# %% ../../nbs/sequences/02_records.ipynb #adb5c974
+# %% ../../nbs/sequences/02_records.ipynb #dd257d34
 import numpy as np,pandas as pd,torch
 from dataclasses import dataclass,replace
 from torch import nn
@@ -14,11 +14,12 @@ from fastai.learner import Learner
 from ..data.cohorts import Cohort,Vocabulary
 from ..data.events import Records,stream
 from ..foundations.censoring import hazard_loss,intervals
-from ..foundations.sequences import Attend,Last,Max,Mean,Recurrent,SequenceNet,SequenceSet,Transformer,sequence_loaders
+from ..foundations.sequences import Attend,Last,Max,Mean,Recurrent,Transformer
+from ..foundations.sequences import SequenceNet,SequenceSet,sequence_loaders
 from ..foundations.training import KeepBest,one_cycle
 from ..kit.cards import DataError
 
-# %% ../../nbs/sequences/02_records.ipynb #f830daf3
+# %% ../../nbs/sequences/02_records.ipynb #697760a2
 #@title A book of codes, and the steps of each person
 @dataclass(frozen=True)
 class CodeBook:
@@ -28,53 +29,61 @@ class CodeBook:
     spread: np.ndarray # their standard deviation
     unit: float # median gap between two entries, days
     @property
-    def names(self)->list: return ['landmark', 'padding', *self.vocabulary.people, *self.vocabulary.variables, *self.vocabulary.events]
+    def names(self)->list:
+        "What each code stands for: 0 is the landmark, 1 the padding"
+        v = self.vocabulary
+        return ['landmark', 'padding', *v.people, *v.variables, *v.events]
     def __len__(self): return len(self.names)
     @classmethod
     def of(cls, cohort:Cohort)->'CodeBook':
         "Of the training people"
-        book = cls(Vocabulary.of(cohort.history), np.zeros(1), np.ones(1), 1.)
+        vocabulary = Vocabulary.of(cohort.history)
+        book = cls(vocabulary, np.zeros(1), np.ones(1), 1.)
         rows = book.rows(cohort)
-        g = rows[rows.variable.isin(book.names[2:len(book) - len(book.vocabulary.events)])].groupby('variable').value
+        valued = rows[rows.variable.isin([*vocabulary.people, *vocabulary.variables])].groupby('variable').value
+        mean,spread = (s.reindex(book.names).to_numpy(float) for s in (valued.mean(), valued.std()))
         gaps = stream(cohort.history).groupby('id').time.diff()
-        mean,spread = (s.reindex(book.names).to_numpy(float) for s in (g.mean(), g.std()))
-        return cls(book.vocabulary, np.nan_to_num(mean), np.where(spread > 1e-9, spread, 1.), float(gaps[gaps > 0].median()) if (gaps > 0).any() else 1.)
+        unit = float(gaps[gaps > 0].median()) if (gaps > 0).any() else 1.
+        return cls(vocabulary, np.nan_to_num(mean), np.where(spread > 1e-9, spread, 1.), unit)
     def rows(self, cohort, most=64)->pd.DataFrame: # id, time, variable, value
         "Entries of each person in the order in which they are read"
-        h,at = cohort.history,cohort.at
-        who = h.people[list(self.vocabulary.people)].astype(float).rename_axis('id').reset_index().melt('id').dropna().assign(time=-np.inf)
-        seen = stream(h).groupby('id', sort=False).tail(most - 1 - len(self.vocabulary.people))
+        h,at,known = cohort.history,cohort.at,list(self.vocabulary.people)
+        start = h.people[known].astype(float).rename_axis('id').reset_index().melt('id').dropna().assign(time=-np.inf)
+        seen = stream(h).groupby('id', sort=False).tail(most - 1 - len(known))
         late = seen.time > seen.id.map(at)
         if late.any():
             r = seen[late].iloc[0]
-            raise DataError(f'{h.name}: {r.variable} of {r.id} at day {r.time:g} is later than the landmark, day {at[r.id]:g} ({late.sum()} such rows): '
-                            'the answer would be among the inputs. Cut the records with `until`.')
+            raise DataError(f'{h.name}: {r.variable} of {r.id} at day {r.time:g} is later than the landmark, '
+                            f'day {at[r.id]:g} ({late.sum()} such rows): the answer would be among the inputs. '
+                            'Cut the records with `until`.')
         end = pd.DataFrame(dict(id=at.index, time=at.to_numpy(), variable='landmark', value=0.))
-        both = pd.concat([who[end.columns], seen, end], ignore_index=True).assign(order=np.repeat([0, 1, 2], [len(who), len(seen), len(end)]))
+        parts = start[end.columns],seen,end # known from the start, the history, the landmark
+        both = pd.concat(parts, ignore_index=True).assign(order=np.repeat([0, 1, 2], [len(d) for d in parts]))
         return both.sort_values(['id', 'order', 'time'], kind='stable', ignore_index=True)
 
 def encode(cohort:Cohort, # from `landmark`
            book:CodeBook, # of the training people
            most:int=64, # steps; longer histories lose their oldest entries
            unknown:str='refuse', # variables and events that training had not seen: "refuse" or "drop"
-          )->tuple: # float32, shape (n, most, 4): code, value, time since the entry before, time to the landmark; lengths, shape (n,)
+          )->tuple: # float32, shape (n, most, 4): code, value, time since the entry before, time to the landmark; lengths
     "Histories as padded steps"
     cohort = replace(cohort, history=book.vocabulary.check(cohort.history, unknown))
     r = book.rows(cohort, most)
-    i,code = cohort.table.index.get_indexer(r.id),pd.Index(book.names).get_indexer(r.variable)
-    t,at,first = r.time.to_numpy(),cohort.at.to_numpy()[i],np.r_[True, i[1:] != i[:-1]]
+    who,code = cohort.table.index.get_indexer(r.id),pd.Index(book.names).get_indexer(r.variable)
+    step = r.groupby('id', sort=False).cumcount().to_numpy() # place in the person's stream
+    time,at = r.time.to_numpy(),cohort.at.to_numpy()[who]
+    before = np.where(step == 0, time, np.r_[time[:1], time[:-1]]) # day of the entry before
     def scaled(days): return np.log1p(np.where(np.isfinite(days), days, 0).clip(0)/book.unit)
-    with np.errstate(invalid='ignore'): gap,left = t - np.where(first, t, np.r_[t[:1], t[:-1]]),at - t
-    value = np.where(r.variable.isin(book.vocabulary.events), 0, ((r.value - book.mean[code])/book.spread[code]).clip(-4, 4))
-    value = np.where(code == 0, scaled(at), value)
-    n = np.bincount(i, minlength=len(cohort))
-    step = np.arange(len(i)) - np.maximum.accumulate(np.where(first, np.arange(len(i)), 0))
+    with np.errstate(invalid='ignore'): gap,left = time - before,at - time
+    value = ((r.value - book.mean[code])/book.spread[code]).clip(-4, 4)
+    value = np.where(r.variable.isin(book.vocabulary.events), 0, value)
+    value = np.where(code == 0, scaled(at), value) # the landmark says its own day
     x = np.zeros((len(cohort), most, 4), np.float32)
-    x[..., 0] = 1
-    x[i, step] = np.stack([code, value, scaled(gap), scaled(left)], -1)
-    return x, n
+    x[..., 0] = 1 # padding
+    x[who, step] = np.stack([code, value, scaled(gap), scaled(left)], -1)
+    return x, np.bincount(who, minlength=len(cohort))
 
-# %% ../../nbs/sequences/02_records.ipynb #a3fe9e73
+# %% ../../nbs/sequences/02_records.ipynb #93a7e80c
 #@title A cohort for the network
 def record_set(cohort:Cohort, # from `landmark`
                book:CodeBook, # of the training people
@@ -84,9 +93,10 @@ def record_set(cohort:Cohort, # from `landmark`
     "A cohort for the network"
     t,e,label = (cohort.table[c].to_numpy() for c in ('time', 'event', 'label'))
     one = (label[:, None] == 1).astype(np.float32),(label[:, None] >= 0).astype(np.float32)
-    return SequenceSet(*encode(cohort, book, **kw), *(one if edges is None else intervals(t, e, edges)), kind='value')
+    targets = one if edges is None else intervals(t, e, edges)
+    return SequenceSet(*encode(cohort, book, **kw), *targets, kind='value')
 
-# %% ../../nbs/sequences/02_records.ipynb #79af8fbc
+# %% ../../nbs/sequences/02_records.ipynb #5732b1f7
 #@title Embedding of a step, three views, the network
 class LastMeanMax(nn.Module):
     "The last state, the mean and the largest value of each number, side by side"
@@ -118,13 +128,15 @@ def record_net(codes:int, # of the book
                drop:float=.2, # dropout
               )->SequenceNet: # (x, lengths) -> log-odds of the hazards, shape (n, n_out)
     "A network that reads records"
-    body = Transformer(width, width, layers=layers, drop=drop) if kind == 'transformer' else Recurrent(width, width, kind, layers, drop)
-    pools = dict(last=lambda: Last(body), mean=Mean, max=Max, attend=lambda: Attend(width), all=lambda: LastMeanMax(body))
+    if kind == 'transformer': body = Transformer(width, width, layers=layers, drop=drop)
+    else: body = Recurrent(width, width, kind, layers, drop)
+    pools = dict(last=lambda: Last(body), mean=Mean, max=Max, attend=lambda: Attend(width),
+                 all=lambda: LastMeanMax(body))
     net = SequenceNet(StepEmbedding(codes, width), body, pools[pool](), n_out, drop)
     if pool == 'all': net.head = nn.Linear(3*width, n_out)
     return net
 
-# %% ../../nbs/sequences/02_records.ipynb #bd22c42a
+# %% ../../nbs/sequences/02_records.ipynb #8d9fc3a1
 #@title Training from the base rate on
 def fit_records(net:SequenceNet, # from `record_net`, or another with a linear `head`
                 train:SequenceSet, # with the two targets of `hazard_loss`
@@ -142,9 +154,10 @@ def fit_records(net:SequenceNet, # from `record_net`, or another with a linear `
         net.head.bias.copy_(rate.logit())
         net.head.weight.mul_(.1)
     dls = sequence_loaders(train, valid, bs, device)
-    return one_cycle(Learner(dls, net.to(dls.device), loss_func=hazard_loss, wd=1e-2), epochs, lr, watch, cbs=KeepBest(), validate=True)
+    learn = Learner(dls, net.to(dls.device), loss_func=hazard_loss, wd=1e-2)
+    return one_cycle(learn, epochs, lr, watch, cbs=KeepBest(), validate=True)
 
-# %% ../../nbs/sequences/02_records.ipynb #eef90f2d
+# %% ../../nbs/sequences/02_records.ipynb #8d7654c5
 #@title One person on many days
 def at_days(records:Records, # that hold the person
             id, # who
@@ -152,15 +165,18 @@ def at_days(records:Records, # that hold the person
            )->Cohort: # ids 0, 1, 2 ...: the same person as known on each day
     "One person, asked about on many days"
     days = np.asarray(days, dtype=float)
-    if not len(days) or not np.isfinite(days).all(): raise DataError(f'{records.name}: {len(days)} days for {id}: give one at least, as numbers.')
+    if not len(days) or not np.isfinite(days).all():
+        raise DataError(f'{records.name}: {len(days)} days for {id}: give one at least, as numbers.')
     if id not in records.people.index: raise DataError(f'{records.name}: id {id} is not in people.')
     one = records.take([id])
-    copies = {k: pd.concat([getattr(one, k).assign(id=i) for i in range(len(days))], ignore_index=True) for k in ('measurements', 'events')}
+    def copies(df): return pd.concat([df.assign(id=i) for i in range(len(days))], ignore_index=True)
     start = pd.Series(days, name='at')
     people = one.people.loc[[id]*len(days)].set_axis(start.index)
-    history = Records(**copies, people=people, end=pd.Series(one.end.iloc[0], start.index), name=records.name, units=records.units)
+    history = Records(copies(one.measurements), copies(one.events), people, pd.Series(one.end.iloc[0], start.index),
+                      name=records.name, units=records.units)
     table = pd.DataFrame(dict(patient=id, label=-1, time=np.nan, event=False), index=start.index)
-    return Cohort(history.until(start), start, table, ['no', 'yes'], pd.DataFrame(columns=['step', 'people', 'left out', 'why']), f'{id} on {len(days)} days')
+    flow = pd.DataFrame(columns=['step', 'people', 'left out', 'why'])
+    return Cohort(history.until(start), start, table, ['no', 'yes'], flow, f'{id} on {len(days)} days')
 
 def plot_risk(records:Records, # that hold the person
               id, # who
@@ -174,12 +190,15 @@ def plot_risk(records:Records, # that hold the person
     s = stream(records.take([id]))
     s = s[s.time.between(min(days), max(days))]
     names = list(dict.fromkeys(s.variable))
-    fig,axs = plt.subplots(2, 1, figsize=(8, 3.2 + .18*len(names)), sharex=True, height_ratios=[3, .5 + .18*len(names)], layout='constrained')
-    for (n,r),ls in zip(risks.items(), ('-', '--', ':', '-.')): axs[0].step(np.asarray(days)/365.25, 100*np.asarray(r), ls, where='post', label=n)
+    fig,axs = plt.subplots(2, 1, figsize=(8, 3.2 + .18*len(names)), sharex=True, layout='constrained',
+                           height_ratios=[3, .5 + .18*len(names)])
+    for (n,r),ls in zip(risks.items(), ('-', '--', ':', '-.')):
+        axs[0].step(np.asarray(days)/365.25, 100*np.asarray(r), ls, where='post', label=n)
     if event: axs[0].axvline(event[0]/365.25, color='k', ls=':', label=event[1])
     axs[0].set(ylabel='risk, %', ylim=(0, None), title=title)
     axs[0].legend(fontsize=8, loc='best')
     axs[1].plot(s.time/365.25, [names.index(v) for v in s.variable], 'k|', ms=7)
-    axs[1].set(yticks=range(len(names)), yticklabels=names, ylim=(-.7, len(names) - .3), xlabel='years from day zero', ylabel='entries')
+    axs[1].set(yticks=range(len(names)), yticklabels=names, ylim=(-.7, len(names) - .3),
+               xlabel='years from day zero', ylabel='entries')
     plt.close(fig)
     return fig

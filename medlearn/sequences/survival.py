@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['cause_intervals', 'cause_loss', 'incidence', 'HazardNet', 'fit_hazards', 'log_odds']
 
-# %% ../../nbs/sequences/03_survival.ipynb #cc1a5f9f
+# %% ../../nbs/sequences/03_survival.ipynb #898834bc
 from copy import deepcopy
 import numpy as np,torch,torch.nn.functional as F
 from torch import Tensor,nn
 from ..foundations.censoring import intervals
 from ..kit.cards import DataError
 
-# %% ../../nbs/sequences/03_survival.ipynb #402adcc7
+# %% ../../nbs/sequences/03_survival.ipynb #bbe8dc05
 #@title Questions with several answers, their loss, and curves
 def cause_intervals(time:np.ndarray, # days to the first event or to the end of watching, shape (n,)
                     cause:np.ndarray, # which event: 1 to `causes`; 0 is censored; shape (n,)
                     edges:np.ndarray, # ends of the intervals, days, rising
                     causes:int=1, # events that compete; others are censoring
-                   )->tuple: # which event was in the interval, shape (n, K, causes); was the person asked in it? shape (n, K); float32
+                   )->tuple: # was it this event in the interval? (n, K, causes); was the person asked in it? (n, K)
     "Times of competing events as questions with one answer more than there are events"
     came = np.stack([intervals(time, np.asarray(cause) == c, edges)[0] for c in range(1, causes + 1)], -1)
     through = intervals(time, np.zeros(len(came), bool), edges)[1]
@@ -34,7 +34,7 @@ def cause_loss(z:Tensor, # log-odds against nothing, shape (n, K, causes)
     return -((logs*said).sum(-1)*seen).sum()/seen.sum().clamp_min(1)
 
 def incidence(z:np.ndarray # log-odds against nothing, shape (n, K, causes)
-             )->tuple: # share that had each event by the end of each interval, shape (n, causes, K); share without any, (n, K)
+             )->tuple: # share with each event by the end of each interval, (n, causes, K); share without any, (n, K)
     "Cumulative incidence of competing events"
     z = np.asarray(z, dtype=float)
     top = np.maximum(z.max(-1, keepdims=True), 0)
@@ -43,7 +43,7 @@ def incidence(z:np.ndarray # log-odds against nothing, shape (n, K, causes)
     before = np.concatenate([np.ones((len(z), 1)), free[:, :-1]], 1)
     return (before[..., None]*h).cumsum(1).swapaxes(1, 2), free
 
-# %% ../../nbs/sequences/03_survival.ipynb #3ad6950e
+# %% ../../nbs/sequences/03_survival.ipynb #c08a0e63
 #@title The network and its training
 class HazardNet(nn.Module):
     "A row of numbers to the log-odds of all hazards"
@@ -70,7 +70,8 @@ def fit_hazards(net:HazardNet, # changed in place
                )->HazardNet: # trained, in evaluation mode
     "Train on hazards, from the base rate on"
     device = device or next(net.parameters()).device
-    (x,came,seen),held = ([torch.as_tensor(a, dtype=torch.float32, device=device) for a in part] for part in (train, valid))
+    def there(part): return [torch.as_tensor(a, dtype=torch.float32, device=device) for a in part]
+    (x,came,seen),held = there(train),there(valid)
     if not len(x): raise DataError('no row to learn from')
     rate = (came.sum(0)/seen.sum(0).clamp_min(1)[:, None]).clamp(1e-5, .9)
     net.to(device)
