@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['play', 'Generator', 'Critic', 'Noise', 'GradientPenalty', 'LiveSamples', 'wgan', 'train_wgan', 'walk']
 
-# %% ../../nbs/imaging/06_generation.ipynb #b8c32e87
+# %% ../../nbs/imaging/06_generation.ipynb #f3df4a75
 import math,warnings
 import numpy as np,torch,torch.nn.functional as F
 from functools import partial
@@ -21,7 +21,7 @@ from ..foundations.loading import channels_first,TensorLoader,TensorLoaders,to_t
 from ..foundations.training import EMA,SkipValidation
 from ..kit.cards import DataError
 
-# %% ../../nbs/imaging/06_generation.ipynb #7ae90244
+# %% ../../nbs/imaging/06_generation.ipynb #6b0035c0
 #@title The game
 def play(gen:nn.Module, # generator: noise (n, gen.latent) -> images
          disc:nn.Module, # discriminator: images -> logit of being real, shape (n, 1)
@@ -50,7 +50,7 @@ def play(gen:nn.Module, # generator: noise (n, gen.latent) -> images
         losses.append(lost)
     return np.array(losses)
 
-# %% ../../nbs/imaging/06_generation.ipynb #128cb3f4
+# %% ../../nbs/imaging/06_generation.ipynb #52c18d68
 #@title The generator
 class Generator(nn.Module):
     "From noise to images: enlarge and convolve, again and again (after Radford et al. 2016)"
@@ -76,7 +76,7 @@ class Generator(nn.Module):
         x = self.net(z)
         return with_class(x, z[:, self.latent:]) if self.classes else x
 
-# %% ../../nbs/imaging/06_generation.ipynb #0fe13680
+# %% ../../nbs/imaging/06_generation.ipynb #7f052f1d
 #@title The critic
 class Critic(nn.Module):
     "From images to one number by convolutions with stride 2; with classes, judges whether image and class go together"
@@ -103,7 +103,7 @@ class Critic(nn.Module):
         s = self.head(h)
         return s if self.of_class is None else s + (h*self.of_class(x[:, self.c:, 0, 0])).sum(1, keepdim=True)/math.sqrt(h.shape[1])
 
-# %% ../../nbs/imaging/06_generation.ipynb #25599c90
+# %% ../../nbs/imaging/06_generation.ipynb #532691fb
 #@title Noise and class
 class Noise(ItemTransform):
     "From images and classes to what a GAN needs: noise as input, images as target, both with the class"
@@ -120,7 +120,7 @@ class Noise(ItemTransform):
         onehot = F.one_hot(y, self.classes).float()
         return torch.cat([z, onehot], 1), with_class(x, onehot)
 
-# %% ../../nbs/imaging/06_generation.ipynb #29d379bc
+# %% ../../nbs/imaging/06_generation.ipynb #773ca621
 #@title The penalty, and whoever is frozen stays where it is
 class GradientPenalty(Callback):
     "Keep the critic's slope near 1 (Gulrajani et al. 2017), and whoever is frozen where it is"
@@ -142,7 +142,7 @@ class GradientPenalty(Callback):
         for p in self.model.parameters():
             if not p.requires_grad: p.grad = None
 
-# %% ../../nbs/imaging/06_generation.ipynb #d4a276ef
+# %% ../../nbs/imaging/06_generation.ipynb #757102a7
 #@title Pictures while it learns
 class LiveSamples(Callback):
     "Show what the generator draws from the same noise, again and again in one place"
@@ -163,7 +163,7 @@ class LiveSamples(Callback):
         if self.shown is None: self.shown = display(fig, display_id=True)
         else: self.shown.update(fig)
 
-# %% ../../nbs/imaging/06_generation.ipynb #9d0e6bbc
+# %% ../../nbs/imaging/06_generation.ipynb #5d202923
 #@title A WGAN-GP for fastai
 def wgan(data:ImageSet, # training images
          latent:int=32, # numbers of noise
@@ -182,7 +182,7 @@ def wgan(data:ImageSet, # training images
     return GANLearner.wgan(dls, *players, switcher=FixedGANSwitcher(n_crit, 1), clip=None, cbs=GradientPenalty(weight),
                            opt_func=partial(Adam, mom=0., sqr_mom=.99, wd=0.))
 
-# %% ../../nbs/imaging/06_generation.ipynb #6b2b07bc
+# %% ../../nbs/imaging/06_generation.ipynb #f6e6ff7f
 #@title Training it
 def train_wgan(data:ImageSet, # training images
                batches:int, # of critic and generator together
@@ -200,7 +200,7 @@ def train_wgan(data:ImageSet, # training images
         learn.fit_flat_cos(epochs, lr, cbs=[EMA(decay), SkipValidation(), *live])
     return learn.model.generator.eval()
 
-# %% ../../nbs/imaging/06_generation.ipynb #999806c4
+# %% ../../nbs/imaging/06_generation.ipynb #c245a797
 #@title A walk along the sphere
 def walk(a:Tensor, # noise at one end, shape (latent,)
          b:Tensor, # at the other
