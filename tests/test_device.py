@@ -8,7 +8,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent/'pretended_gpu'))
 import test_detection, test_forecasting, test_followup, test_fusion, test_judging, test_segmentation
-import test_sequences_ecg, test_sequences_entities, test_sequences_records, test_sequences_text, test_voxels
+import test_sequences_ecg, test_sequences_entities, test_sequences_records, test_sequences_text, test_survival, test_voxels
 from medlearn.data.cohorts import landmark
 from medlearn.data.rhythms import simulated_ecg
 from medlearn.data.text import Vocab
@@ -19,7 +19,7 @@ from medlearn.foundations import judging
 from medlearn.foundations.training import EMA,features,fit,one_cycle,predict,small_cnn
 from medlearn.foundations.tiles import Crops
 from medlearn.imaging import detection, diffusion, followup, fusion, generation, retrieval, segmentation, voxels
-from medlearn.sequences import ecg, entities, forecasting, records, text
+from medlearn.sequences import ecg, entities, forecasting, records, survival, text
 from rules import pretended_gpu
 
 
@@ -149,12 +149,20 @@ def tagger():
     return learn.model
 
 
+def curves():
+    x, t, c = test_survival.study(60)
+    part = (x, *survival.cause_intervals(t, c, test_survival.EDGES, 2))
+    net = survival.fit_hazards(survival.HazardNet(3, 5, 2, 8), part, part, 1, device='cuda')
+    assert np.isfinite(survival.log_odds(net, x)).all()
+    return net
+
+
 def risk():
     cohort = landmark(test_sequences_records.made(), 100, 500, 'ill')
     book = records.CodeBook.of(cohort)
     steps = records.record_set(cohort, book, test_sequences_records.EDGES)
     learn = records.fit_records(records.record_net(len(book), 5, width=8), steps, steps, 1, 1e-2, 32, 'cuda')
-    assert np.isfinite(records.states(learn, steps)).all()
+    assert np.isfinite(read_all(learn, steps)).all()
     return learn.model
 
 
@@ -176,7 +184,7 @@ def forecaster():
 
 @pytest.mark.parametrize('train,kw', [(classifier, {}), (segmenter, {}), (volume_segmenter, {}), (detector, dict(stages=1)), (detector, dict(stages=2)), (generator, {}),
                                       (fused, {}), (registered, {}), (reader, dict(kind='awd')), (reader, dict(kind='gru')), (reader, dict(kind='transformer')),
-                                      (tagger, {}), (risk, {}), (ecg_reader, dict(kind='cnn')), (ecg_reader, dict(kind='cnn+attend')), (forecaster, {})],
+                                      (tagger, {}), (risk, {}), (curves, {}), (ecg_reader, dict(kind='cnn')), (ecg_reader, dict(kind='cnn+attend')), (forecaster, {})],
                          ids=lambda v: v.__name__ if callable(v) else '-'.join(map(str, v.values())))
 def test_it_trains_and_answers_there(gpu, train, kw):
     torch.manual_seed(0)

@@ -265,7 +265,7 @@ def test_boxes_of_other_dimensions_are_no_boxes():
 # The metrics of the chapters
 
 CHAPTERS = ['imaging.segmentation', 'foundations.overlap', 'imaging.volumes', 'foundations.judging', 'imaging.quality', 'imaging.retrieval', 'imaging.followup', 'sequences.forecasting',
-            'sequences.records', 'sequences.ecg', 'sequences.entities', 'data.events']
+            'sequences.records', 'sequences.ecg', 'sequences.entities', 'data.events', 'foundations.censoring']
 TAKE = {'y', 'score', 'scores', 'pred', 'targ', 'prob', 'hit', 'counts', 'ranking', 'reference', 'change', 'truth', 'event', 'weights', 'band'}
 
 
@@ -315,15 +315,19 @@ CASES = [ # module, function, arguments with something wrong, what the message s
     ('imaging.quality', 'mahalanobis', lambda: (cloud, with_nan(cloud, 3, 1)), 'NaN'),
     ('imaging.retrieval', 'neighbours', lambda: (cloud, with_nan(cloud, 3, 1)), 'NaN'),
     ('sequences.forecasting', 'conformal', lambda: (with_nan(np.ones((6, 2, 1, 3)), 4, 1, 0, 2), windows()), 'row 4, patient 4.*band of an answer is nan'),
-    ('sequences.records', 'censoring_weights', lambda: (nine, with_nan(nine > 3, 2), 5), 'row 2: event is nan'),
-    ('sequences.records', 'weighted', lambda: (E.auroc, with_nan(nine, 2)), None),
+    ('foundations.censoring', 'censoring_weights', lambda: (nine, with_nan(nine > 3, 2), 5), 'row 2: event is nan'),
+    ('foundations.censoring', 'kaplan_meier', lambda: (nine, with_nan(nine > 3, 2), 5), 'row 2: event is nan'),
+    ('foundations.censoring', 'kaplan_meier', lambda: (with_nan(nine, 2), nine > 3, 5), 'row 2: time is nan'),
+    ('foundations.censoring', 'aalen_johansen', lambda: (nine, with_nan(nine % 3, 2), 5), 'row 2: cause is nan'),
+    ('foundations.censoring', 'intervals', lambda: (nine, with_nan(nine > 3, 2), [3, 6]), 'row 2: event is nan'),
+    ('foundations.censoring', 'weighted', lambda: (E.auroc, with_nan(nine, 2)), None),
     ('sequences.ecg', 'attention_share', lambda: (strips(), [with_nan(nine, 2)], 4, 'V'), 'record 0: row 2: weight of a step is nan'),
     ('sequences.entities', 'sentence_f1', lambda: (None, np.c_[nine*0, nine, nine*0]), 'no true entity'),
     ('sequences.entities', 'sentence_f1', lambda: (None, with_nan(np.ones((9, 3)), 3, 1)), 'row 3, column 1: count is nan'),
 ]
 NO_SCORES = { # take labels to learn from or pictures to show, whole numbers, or what another metric has checked
     'imaging.segmentation': set(), 'foundations.overlap': {'by_patient', 'show_outlines', 'matched', 'empty_conventions'}, 'imaging.retrieval': {'retrieval'},
-    'sequences.forecasting': {'widened', 'plot_forecast'}, 'sequences.records': {'tuned', 'plot_risk'},
+    'foundations.censoring': {'tuned'}, 'sequences.records': {'plot_risk'},
     'sequences.ecg': {'plot_attention'}, 'sequences.entities': {'sentence_counts'}, 'data.events': {'landmark'},
 }
 

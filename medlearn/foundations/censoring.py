@@ -6,14 +6,14 @@
 __all__ = ['kaplan_meier', 'censoring_weights', 'weighted', 'check_split', 'tuned', 'intervals', 'hazard_loss', 'survival',
            'person_period', 'hazard_curves', 'aalen_johansen']
 
-# %% ../../nbs/foundations/18_censoring.ipynb #cc9edf54
+# %% ../../nbs/foundations/18_censoring.ipynb #448061f8
 import numpy as np,pandas as pd,torch.nn.functional as F
 from torch import Tensor
 from ..data.cohorts import Cohort
 from .evaluation import as_numbers,as_truth,as_weights,check_alike
 from ..kit.cards import DataError
 
-# %% ../../nbs/foundations/18_censoring.ipynb #e87c40ca
+# %% ../../nbs/foundations/18_censoring.ipynb #56675cd0
 def _rates(time, cause, causes, w):
     "Days, and on each day which share of those still watched had which event: shape (b, causes, days)"
     t,c = as_numbers(time, 'time').astype(float),np.asarray(cause)
@@ -32,7 +32,7 @@ def _on(days, curve, at, start):
     steps = np.concatenate([np.full((*curve.shape[:-1], 1), start), curve], -1)
     return steps[..., np.searchsorted(days, np.atleast_1d(at), 'right')]
 
-# %% ../../nbs/foundations/18_censoring.ipynb #4205c530
+# %% ../../nbs/foundations/18_censoring.ipynb #eef3568f
 def kaplan_meier(time:np.ndarray, # days to the event or to the end of watching, shape (n,)
                  event:np.ndarray, # did it happen? bool, shape (n,); False is censored
                  at, # one day or several; after the last day of watching the last value stays
@@ -42,7 +42,7 @@ def kaplan_meier(time:np.ndarray, # days to the event or to the end of watching,
     days,rate = _rates(time, as_truth(event, 'event'), [True], w)
     return _on(days, (1 - rate[:, 0]).cumprod(1), at, 1.)
 
-# %% ../../nbs/foundations/18_censoring.ipynb #6247f231
+# %% ../../nbs/foundations/18_censoring.ipynb #1a99348c
 def censoring_weights(time:np.ndarray, # days to the event or to the end of observation, shape (n,)
                       event:np.ndarray, # did it happen? bool, shape (n,); False is censored
                       horizon:float, # day up to which the event is asked about
@@ -62,14 +62,14 @@ def censoring_weights(time:np.ndarray, # days to the event or to the end of obse
     G = np.r_[1, np.cumprod(1 - left/at_risk)]
     return np.where(lost, 0, 1/G[np.searchsorted(days, np.minimum(t, horizon))])
 
-# %% ../../nbs/foundations/18_censoring.ipynb #08df83ea
+# %% ../../nbs/foundations/18_censoring.ipynb #e2a3acad
 def weighted(metric, # function of (y, score, weights), as those of foundations/evaluation
              v:np.ndarray, # how many people each row stands for, shape (n,)
             ): # the same function, in which each row counts `v` times
     "A metric of known answers that stand for the censored as well"
     return lambda y, s, w=None: metric(y, s, v if w is None else w*v)
 
-# %% ../../nbs/foundations/18_censoring.ipynb #191b7a26
+# %% ../../nbs/foundations/18_censoring.ipynb #dc94957d
 #@title Is there enough to judge? Choose settings on the validation split
 def check_split(cohort:Cohort, # with two classes
                 split:np.ndarray, # "train", "valid" or "test", one for each person
@@ -112,19 +112,19 @@ def tuned(models:list, # with different settings, not fitted
         return np.average(-np.log(np.clip(np.where(yv, yes, no), 1e-9, 1)), weights=wv)
     return min(map(fit, models), key=loss)
 
-# %% ../../nbs/foundations/18_censoring.ipynb #abbbd7a2
+# %% ../../nbs/foundations/18_censoring.ipynb #64d27f61
 def intervals(time:np.ndarray, # days to the event or to the end of watching, shape (n,)
               event:np.ndarray, # did it happen? bool, shape (n,)
               edges:np.ndarray, # ends of the intervals, days, rising
              )->tuple: # did it happen in the interval, and was the person seen through it? float32, each (n, K)
     "Event times as yes-or-no questions, none of them asked after censoring"
-    t,e,end = np.asarray(time)[:, None],np.asarray(event, dtype=bool)[:, None],np.asarray(edges, dtype=float)
+    t,e,end = np.asarray(time)[:, None],as_truth(event, 'event')[:, None],np.asarray(edges, dtype=float)
     if (np.diff(end, prepend=0) <= 0).any():
         raise ValueError(f'edges are {end.tolist()}: they rise, and the first is above 0')
     died = e & (t > np.r_[-np.inf, end[:-1]]) & (t <= end)
     return died.astype(np.float32), (died | (t >= end)).astype(np.float32)
 
-# %% ../../nbs/foundations/18_censoring.ipynb #54fb7a10
+# %% ../../nbs/foundations/18_censoring.ipynb #3366d910
 def hazard_loss(z:Tensor, # log-odds of the hazards, shape (n, K)
                 died:Tensor, # 1 where the event was in the interval, shape (n, K)
                 seen:Tensor, # 1 where the person was at risk through it, shape (n, K)
@@ -138,7 +138,7 @@ def survival(z:np.ndarray # log-odds of the hazards, shape (n, K)
     "Survival curves from hazards"
     return np.exp(-np.logaddexp(0, z).cumsum(-1))
 
-# %% ../../nbs/foundations/18_censoring.ipynb #d6290c14
+# %% ../../nbs/foundations/18_censoring.ipynb #9ec3a07a
 def person_period(x, # rows of numbers, shape (n, d)
                   died:np.ndarray, # from `intervals`, shape (n, K)
                   seen:np.ndarray, # likewise
@@ -156,7 +156,7 @@ def hazard_curves(model, # classifier fitted on `person_period`
     rows = np.hstack([np.repeat(x, K, 0), np.tile(np.eye(K), (len(x), 1))])
     return (1 - model.predict_proba(rows)[:, 1].reshape(len(x), K)).cumprod(1)
 
-# %% ../../nbs/foundations/18_censoring.ipynb #53c2621c
+# %% ../../nbs/foundations/18_censoring.ipynb #33dcfc99
 def aalen_johansen(time:np.ndarray, # days to the first event or to the end of watching, shape (n,)
                    cause:np.ndarray, # which event: 1, 2, ...; 0 is censored; shape (n,)
                    at, # one day or several

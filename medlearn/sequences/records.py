@@ -6,7 +6,7 @@
 __all__ = ['CodeBook', 'encode', 'record_set', 'LastMeanMax', 'StepEmbedding', 'record_net', 'fit_records', 'at_days',
            'plot_risk']
 
-# %% ../../nbs/sequences/02_records.ipynb #dd257d34
+# %% ../../nbs/sequences/02_records.ipynb #71757d9a
 import numpy as np,pandas as pd,torch
 from dataclasses import dataclass,replace
 from torch import nn
@@ -19,7 +19,7 @@ from ..foundations.sequences import SequenceNet,SequenceSet,sequence_loaders
 from ..foundations.training import KeepBest,one_cycle
 from ..kit.cards import DataError
 
-# %% ../../nbs/sequences/02_records.ipynb #697760a2
+# %% ../../nbs/sequences/02_records.ipynb #f5bb6673
 #@title A book of codes, and the steps of each person
 @dataclass(frozen=True)
 class CodeBook:
@@ -83,7 +83,7 @@ def encode(cohort:Cohort, # from `landmark`
     x[who, step] = np.stack([code, value, scaled(gap), scaled(left)], -1)
     return x, np.bincount(who, minlength=len(cohort))
 
-# %% ../../nbs/sequences/02_records.ipynb #93a7e80c
+# %% ../../nbs/sequences/02_records.ipynb #6057cbc9
 #@title A cohort for the network
 def record_set(cohort:Cohort, # from `landmark`
                book:CodeBook, # of the training people
@@ -96,7 +96,7 @@ def record_set(cohort:Cohort, # from `landmark`
     targets = one if edges is None else intervals(t, e, edges)
     return SequenceSet(*encode(cohort, book, **kw), *targets, kind='value')
 
-# %% ../../nbs/sequences/02_records.ipynb #5732b1f7
+# %% ../../nbs/sequences/02_records.ipynb #4dfee0dd
 #@title Embedding of a step, three views, the network
 class LastMeanMax(nn.Module):
     "The last state, the mean and the largest value of each number, side by side"
@@ -136,7 +136,7 @@ def record_net(codes:int, # of the book
     if pool == 'all': net.head = nn.Linear(3*width, n_out)
     return net
 
-# %% ../../nbs/sequences/02_records.ipynb #8d9fc3a1
+# %% ../../nbs/sequences/02_records.ipynb #ed58cd14
 #@title Training from the base rate on
 def fit_records(net:SequenceNet, # from `record_net`, or another with a linear `head`
                 train:SequenceSet, # with the two targets of `hazard_loss`
@@ -157,7 +157,7 @@ def fit_records(net:SequenceNet, # from `record_net`, or another with a linear `
     learn = Learner(dls, net.to(dls.device), loss_func=hazard_loss, wd=1e-2)
     return one_cycle(learn, epochs, lr, watch, cbs=KeepBest(), validate=True)
 
-# %% ../../nbs/sequences/02_records.ipynb #8d7654c5
+# %% ../../nbs/sequences/02_records.ipynb #5e86d81c
 #@title One person on many days
 def at_days(records:Records, # that hold the person
             id, # who
