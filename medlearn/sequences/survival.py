@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['cause_intervals', 'cause_loss', 'incidence', 'HazardNet', 'fit_hazards', 'log_odds']
 
-# %% ../../nbs/sequences/03_survival.ipynb #898834bc
+# %% ../../nbs/sequences/03_survival.ipynb #6645c3fa
 from copy import deepcopy
 import numpy as np,torch,torch.nn.functional as F
 from torch import Tensor,nn
 from ..foundations.censoring import intervals
 from ..kit.cards import DataError
 
-# %% ../../nbs/sequences/03_survival.ipynb #bbe8dc05
+# %% ../../nbs/sequences/03_survival.ipynb #dbea1187
 #@title Questions with several answers, their loss, and curves
 def cause_intervals(time:np.ndarray, # days to the first event or to the end of watching, shape (n,)
                     cause:np.ndarray, # which event: 1 to `causes`; 0 is censored; shape (n,)
@@ -43,7 +43,7 @@ def incidence(z:np.ndarray # log-odds against nothing, shape (n, K, causes)
     before = np.concatenate([np.ones((len(z), 1)), free[:, :-1]], 1)
     return (before[..., None]*h).cumsum(1).swapaxes(1, 2), free
 
-# %% ../../nbs/sequences/03_survival.ipynb #c08a0e63
+# %% ../../nbs/sequences/03_survival.ipynb #0a375ba6
 #@title The network and its training
 class HazardNet(nn.Module):
     "A row of numbers to the log-odds of all hazards"
