@@ -89,12 +89,14 @@ METRICS = dict(
     plot_decision=(lambda y, p: Calibration.plot_decision({'model': (y, p)}), dict(y='truth', p='prob')),
     dice=(Agreement.dice, dict(pred='masks', targ='masks')), iou=(Agreement.iou, dict(pred='masks', targ='masks')),
     hausdorff95=(Agreement.hausdorff95, dict(pred='mask', targ='mask')),
+    limits_of_agreement=(Agreement.limits_of_agreement, dict(reference='score', found='score')),
+    plot_bland_altman=(Agreement.plot_bland_altman, dict(reference='score', found='score')),
     box_iou=(Agreement.box_iou, dict(a='corners', b='corners')),
     box_ap=(lambda truth, boxes, score: Agreement.box_ap(each(truth), each(boxes), each(score)), BOXES),
     mean_ap=(lambda truth, boxes, score: Agreement.mean_ap([(t, [0]) for t in each(truth)], [(b, [0], s) for b,s in itertools.zip_longest(each(boxes), each(score), fillvalue=[])]), BOXES),
     concordance=(Calibration.concordance, dict(time='time', score='score', w='weights', event='truth')),
 )
-NO_METRICS = {'resample', 'interval_table', 'as_numbers', 'as_truth', 'as_weights', 'check_alike', 'check_scores'} # patients, tables, and the checks themselves
+NO_METRICS = {'fit_suspicious', 'match_boxes', 'resample', 'interval_table', 'as_numbers', 'as_truth', 'as_weights', 'check_alike', 'check_scores'} # a model, matches (test_detection), patients, tables, and the checks themselves
 VALUES = { # what is no fault, and has a value
     ('rates', 'y', 'none'): lambda v: np.isnan(v['sensitivity']).all() and np.isfinite(v['accuracy']).all(),
     ('rates', 'y', 'all'): lambda v: np.isnan(v['specificity']).all() and np.isfinite(v['accuracy']).all(),
@@ -264,7 +266,7 @@ def test_boxes_of_other_dimensions_are_no_boxes():
 
 # The metrics of the chapters
 
-CHAPTERS = ['imaging.segmentation', 'foundations.overlap', 'imaging.volumes', 'foundations.judging', 'imaging.quality', 'imaging.retrieval', 'imaging.followup', 'sequences.forecasting',
+CHAPTERS = ['imaging.segmentation', 'foundations.overlap', 'foundations.judging', 'imaging.quality', 'imaging.retrieval', 'imaging.followup', 'sequences.forecasting',
             'sequences.records', 'sequences.ecg', 'sequences.entities', 'data.events', 'foundations.censoring']
 TAKE = {'y', 'score', 'scores', 'pred', 'targ', 'prob', 'hit', 'counts', 'ranking', 'reference', 'change', 'truth', 'event', 'weights', 'band'}
 
@@ -300,9 +302,6 @@ CASES = [ # module, function, arguments with something wrong, what the message s
     ('foundations.overlap', 'object_f1', lambda: (with_nan(np.ones((4, 3)), 2, 1),), 'row 2, column 1: score is nan'),
     ('foundations.overlap', 'measure_volume', lambda: ((d := masks(1)).masks, MaskSet(**vars(d) | dict(classes=['background', 'a', 'b']))), "no reference mask has 'b'"),
     ('foundations.overlap', 'measure_volume', lambda: (with_nan(masks().masks, 1, 0, 0, 0), masks()), 'row 1.*class is nan'),
-    ('imaging.volumes', 'agreement', lambda: (nine, with_nan(nine, 4)), 'row 4: what was found is nan'),
-    ('imaging.volumes', 'agreement', lambda: (nine, nine[:1]), 'alike'),
-    ('imaging.volumes', 'plot_bland_altman', lambda: (with_nan(nine, 4), nine), 'row 4: the reference is nan'),
     ('foundations.judging', 'frechet', lambda: (with_nan(cloud, 3, 1), cloud), 'row 3, column 1: feature is nan'),
     ('foundations.judging', 'manifold', lambda: (cloud, with_nan(cloud, 3, 1)), 'row 3, column 1: feature is nan'),
     ('foundations.judging', 'closeness', lambda: (with_nan(np.ones((3, 4, 4)), 1, 1, 1), np.ones((5, 4, 4))), 'row 1.*pixel is nan'),
