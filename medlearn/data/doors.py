@@ -172,12 +172,12 @@ def joint_from(folder:str, # pictures with labels.csv that has columns of number
     if kind != 'pictures': return _wanted(folder, ('joint',), kw)
     return import_module('medlearn.data.joint').pictures_and_table(folder, **(kw | said_of(folder, kind)))
 
-def records_from(dataset:str, # "nafld", "pbc", a folder with measurements.csv, or a folder with MIMIC-III's tables
+def records_from(dataset:str, # "nafld", "pbcseq", a folder with measurements.csv, or a folder with MIMIC-III's tables
                  **kw, # for the loader
                 ): # `Records`
     "Records by name or by folder"
-    if str(dataset) in ('nafld', 'pbc'): return getattr(import_module('medlearn.data.events'), str(dataset))(**kw)
-    if not _path_like(str(dataset)): raise unknown_name('records', str(dataset), ['nafld', 'pbc'])
+    if (name := str(dataset).removesuffix('seq')) in ('nafld', 'pbc'): return getattr(import_module('medlearn.data.events'), name)(**kw)
+    if not _path_like(str(dataset)): raise unknown_name('records', str(dataset), ['nafld', 'pbcseq'])
     return _wanted(dataset, ('records', 'mimic'), kw)
 
 def reports_from(dataset:str, # "indiana_reports", or the path of a CSV file of id, text, label

@@ -69,6 +69,9 @@ def _finish(ax):
     lines = _lines(ax)
     if len(lines) > 1 and all(l.get_linestyle() == '-' and l.get_marker() in ('None', None, '') for l in lines):
         for l,dash in zip(lines, DASHES): l.set_linestyle(dash)
+        named = {l.get_label(): l.get_linestyle() for l in lines}
+        for h in getattr(ax.get_legend(), 'legend_handles', ()):
+            if h.get_label() in named: h.set_linestyle(named[h.get_label()])
     if len(ax.get_legend_handles_labels()[1]) > 1 and not ax.get_legend(): ax.legend()
 
 @contextmanager
