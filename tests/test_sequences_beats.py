@@ -58,11 +58,11 @@ def test_chapter_reads_real_records(tmp_path, folder):
     if not mitdb.is_dir(): pytest.skip('MIT-BIH record 100 is not beside the project')
     part = tmp_path/'nbs'/'sequences'
     part.mkdir(parents=True)
-    notebook = (Path(__file__).parents[1]/'nbs'/'sequences'/'07_beats.ipynb').read_text(encoding='utf-8')
+    notebook = (Path(__file__).parents[1]/'nbs'/'sequences'/'05_beats.ipynb').read_text(encoding='utf-8')
     for now, small in {'patients=210, epochs=3': 'patients=120, epochs=1', 'resamples=500': 'resamples=50'}.items():
         assert now in notebook
         notebook = notebook.replace(now, small)
-    (part/'07_beats.ipynb').write_text(notebook, encoding='utf-8')
+    (part/'05_beats.ipynb').write_text(notebook, encoding='utf-8')
     params = dict(external=str(mitdb if folder else mitdb/'100'))
     row, = run(plan(['sequences/beats'], params=params, folder=tmp_path/'nbs'), tmp_path/'out', timeout=300)
     assert row['error'] is None, row['error']

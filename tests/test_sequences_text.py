@@ -243,11 +243,11 @@ def test_chapter_runs_on_a_csv(tmp_path):
     (tmp_path/'my.csv').write_text('\n'.join(lines))
     part = tmp_path/'nbs'/'sequences'
     part.mkdir(parents=True)
-    notebook = (root/'nbs'/'sequences'/'05_text.ipynb').read_text(encoding='utf-8')
+    notebook = (root/'nbs'/'sequences'/'06_text.ipynb').read_text(encoding='utf-8')
     for now, small in {'lm_epochs=3, epochs=2': 'lm_epochs=1, epochs=1', 'few_draws=0, few_epochs=0': 'few_draws=1, few_epochs=1', 'draws=300': 'draws=50'}.items():
         assert now in notebook
         notebook = notebook.replace(now, small)
-    (part/'05_text.ipynb').write_text(notebook, encoding='utf-8')
+    (part/'06_text.ipynb').write_text(notebook, encoding='utf-8')
     jobs = plan(['sequences/text'], params=dict(dataset=str(tmp_path/'my.csv')), folder=tmp_path/'nbs')
     row, = run(jobs, tmp_path/'out', timeout=300)
     assert row['error'] is None, row['error']
@@ -258,6 +258,6 @@ def test_chapter_runs_on_a_csv(tmp_path):
 
 def test_what_a_reader_reads():
     "The corpus can be had elsewhere, no wish is a bound, and what the run shows is not written beforehand"
-    text = (root/'nbs'/'sequences'/'05_text.ipynb').read_text(encoding='utf-8')
+    text = (root/'nbs'/'sequences'/'06_text.ipynb').read_text(encoding='utf-8')
     assert 'shared/' not in text
     assert 'The goal was' not in text and 'aim of this course' not in text and 'An AUROC of 0.99' not in text
