@@ -470,7 +470,7 @@ def test_links_lead_somewhere(page):
     found = re.findall(r'\]\(([^)\s]+)\)', re.sub(r'(?s)```.*?```', '', text))
     links = [link for link in found if not re.match(r'\w+:', link)]
     colab = re.findall(rf'/blob/{conf["branch"]}/([^)\s]+)', text)
-    aims = [path.parent/link for link in links] + [root/link for link in colab]
+    aims = [path.parent/link.partition('#')[0] for link in links] + [root/link for link in colab]
     lost = [aim for aim in aims if not aim.exists()]
     assert len(links) > 2 and colab and not lost, f'{page}: {lost} of {aims}'
 

@@ -189,7 +189,7 @@ def test_glossary_is_in_step_and_its_links_lead_somewhere(tmp_path):
 
 @pytest.mark.parametrize('name', sorted({t['chapter'] for t in TERMS.values()}))
 def test_terms_are_linked_where_they_are_explained(name):
-    linked = {a for c in cells(name) if c.kind == 'markdown' for a in re.findall(r'\]\(\.\./GLOSSARY\.md#([\w-]+)\)', c.source)}
+    linked = {a for c in cells(name) if c.cell_type == 'markdown' for a in re.findall(r'\]\(\.\./GLOSSARY\.md#([\w-]+)\)', c.source)}
     missing = [f'[{t}](../GLOSSARY.md#{R.anchor(t)})' for t, v in TERMS.items() if v['chapter'] == name and R.anchor(t) not in linked]
     assert not missing, f'{name} does not link {missing} where it first uses them'
 
@@ -202,10 +202,10 @@ def test_links_to_the_glossary_lead_to_a_term(name):
 
 def test_without_a_glossary_the_page_is_written_all_the_same(course):
     write, nbs = course
-    index = write('index', ['# Home', '<!-- made from the chapters: contents -->\n\nold', 'kept'])
+    index = write('index', ['# Home', '<!-- made from the chapters: contents -->\n\nformer rows', 'kept'])
     before = json.loads(index.read_text(encoding='utf-8'))
     text = R.write_readme(index).read_text(encoding='utf-8')
-    assert 'old' not in text and '](nbs/imaging/01_early.ipynb)' in text and text.rstrip().endswith('kept') and not (nbs/'GLOSSARY.md').exists()
+    assert 'former' not in text and '](nbs/imaging/01_early.ipynb)' in text and text.rstrip().endswith('kept') and not (nbs/'GLOSSARY.md').exists()
     after = json.loads(index.read_text(encoding='utf-8'))
     assert [c['id'] for c in after['cells']] == [c['id'] for c in before['cells']] and '](imaging/01_early.ipynb)' in ''.join(after['cells'][1]['source'])
     once = index.read_bytes()

@@ -28,7 +28,7 @@ import importlib.util
 if importlib.util.find_spec('medlearn') is None:
 '''
 _install = '''    from importlib.metadata import version
-    keep = ' '.join(f'{p}=={version(p)}' for p in ('torch', 'torchvision'))
+    keep = ' '.join(f'{p}=={version(p)}' for p in ('torch', 'torchvision', 'scikit-learn'))
     url = 'git+https://github.com/USER/REPO@BRANCH'
     get_ipython().run_line_magic('pip', f'install -q {keep} "medlearnEXTRAS @ {url}"')'''
 _explain = '''    raise ModuleNotFoundError(
