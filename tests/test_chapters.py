@@ -12,6 +12,7 @@ from medlearn.kit.runner import plan, run
 root = Path(__file__).parent.parent
 CHAPTERS = chapters(root/'nbs')
 TEACHING = [n for n in CHAPTERS if n.split('/')[0] not in ('kit', 'data')]
+TIMED = ('foundations/loading', 'foundations/throughput', 'foundations/bench') # they keep seconds, which no run repeats
 STRICT = ('data', 'foundations') # lessons whose figures and error stream are asked about
 FIGURE = 'application/vnd.medlearn.figure+json'
 BREAST = root.parent/'shared/data/breastmnist/breastmnist.npz'
@@ -81,7 +82,7 @@ def audited(folder):
         nb = with_solutions(nb)
         told = [c.source for c in nb.cells[at:] if c.cell_type == 'code' and 'solution' not in c.metadata.get('tags', [])]
         end = next((i for i, c in enumerate(nb.cells) if 'solution' in c.metadata.get('tags', [])), len(nb.cells))
-        nb.cells.insert(end, nbformat.v4.new_code_cell(AGAIN.format(cells=told)))
+        if name not in TIMED: nb.cells.insert(end, nbformat.v4.new_code_cell(AGAIN.format(cells=told)))
         nb.cells.insert(at + 1, nbformat.v4.new_code_cell(LISTEN))
         nbformat.write(nb, path)
     return folder
