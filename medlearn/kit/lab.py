@@ -66,7 +66,8 @@ def working_copy(folder:Path, # of the copies; made where it is missing
     return new, older
 
 # %% ../../nbs/kit/23_lab.ipynb #24929210
-_defaults = {'@jupyterlab/apputils-extension:notification': dict(fetchNews='false', checkForUpdates=False),
+_defaults = {'@jupyterlab/docmanager-extension:plugin': dict(defaultViewers=dict(markdown='Markdown Preview')),
+             '@jupyterlab/apputils-extension:notification': dict(fetchNews='false', checkForUpdates=False),
              '@jupyterlab/toc-extension:registry': dict(includeOutput=False, numberingH1=False)}
 _layout = {'layout-restorer:data': dict(
                main=dict(dock=dict(type='tab-area', currentIndex=0, widgets=['notebook:index.ipynb']), current='notebook:index.ipynb'),
