@@ -78,4 +78,4 @@ def test_what_cannot_be_counted_is_refused(tmp_path):
     np.savez(tmp_path/'k.npz', images=z, masks=m, split=split)
     with pytest.raises(DataError, match='objects of one'): object_data(tmp_path/'k.npz')
     np.savez(tmp_path/'v.npz', images=z[:, None].repeat(4, 1), masks=m[:, None].repeat(4, 1), split=split)
-    with pytest.raises(DataError, match='05_volumes'): object_data(tmp_path/'v.npz')
+    with pytest.raises(DataError, match='imaging/voxels'): object_data(tmp_path/'v.npz')

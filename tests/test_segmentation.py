@@ -96,7 +96,7 @@ def test_the_story_does_not_say_again_what_is_wrong():
 def test_boxes_and_volumes_are_sent_to_their_chapters(tmp_path):
     z = np.zeros((3, 4, 16, 16), np.uint8)
     np.savez(tmp_path/'v.npz', images=z, masks=z, split=np.array(['train', 'valid', 'test']))
-    with pytest.raises(DataError, match='05_volumes'): mask_data(tmp_path/'v.npz')
+    with pytest.raises(DataError, match='imaging/voxels'): mask_data(tmp_path/'v.npz')
     np.savez(tmp_path/'e.npz', images=z[:, 0], masks=z[:, 0], split=np.array(['train', 'valid', 'test']))
     with pytest.raises(DataError, match='no training mask'): mask_data(tmp_path/'e.npz')
     with pytest.raises(ValueError, match='resnet_unet'): mask_learner(discs(), 'vnet')

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from torch import nn
 
+from batches import differ
 from medlearn.data.entities import entity_f1,ncbi_disease,read_iob,Tagged
 from medlearn.data.text import Vocab
 from medlearn.foundations.evaluation import estimate, resample
@@ -15,16 +16,6 @@ from medlearn.sequences import entities as S
 
 root = Path(__file__).parents[1]
 NER = root.parent/'shared'/'data'/'ner'/'NCBI-disease-IOB'
-
-
-def differ(net, data, rows):
-    "Largest difference of the answers in one batch and alone"
-    net.eval()
-    x, n, *_ = data.take(rows)[torch.arange(len(rows))]
-    with torch.no_grad():
-        z = net(x, n)
-        return max(float((z[i, :k] - net(x[i:i+1, :k], n[i:i+1])[0]).abs().max()) if z.ndim == 3 else float((z[i] - net(x[i:i+1, :k], n[i:i+1])[0]).abs().max())
-                   for i, k in enumerate(n.tolist()))
 
 
 SENTENCES = [Tagged('Familial breast cancer and APC were seen .'.split(), ['B-D', 'I-D', 'I-D', 'O', 'B-D', 'O', 'O', 'O']),

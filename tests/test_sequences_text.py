@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from torch import nn
 
+from batches import differ
 from medlearn.data.text import check_reports,read_reports,Reports,Vocab,words
 from medlearn.foundations.sequences import read_all, sequence_net
 from medlearn.kit.cards import DataError
@@ -29,16 +30,6 @@ def made_up(n=120, multi=False, seed=0):
 def parts(data):
     vocab = Vocab([words(t) for t in data.part('train').text], 1)
     return vocab, {s: S.report_set(data.part(s), vocab) for s in ('train', 'valid', 'test')}
-
-
-def differ(net, data, rows):
-    "Largest difference of the answers in one batch and alone"
-    net.eval()
-    x, n, *_ = data.take(rows)[torch.arange(len(rows))]
-    with torch.no_grad():
-        z = net(x, n)
-        return max(float((z[i, :k] - net(x[i:i+1, :k], n[i:i+1])[0]).abs().max()) if z.ndim == 3 else float((z[i] - net(x[i:i+1, :k], n[i:i+1])[0]).abs().max())
-                   for i, k in enumerate(n.tolist()))
 
 
 # Reports

@@ -7,7 +7,7 @@ __all__ = ['kinds', 'Kind', 'kind_of', 'options', 'said_of', 'images_from', 'sca
            'reports_from', 'facts', 'takers', 'NotRead', 'check']
 
 # %% ../../nbs/data/24_doors.ipynb #39a0ffba
-import csv,inspect,json,re,tomllib,warnings
+import csv,inspect,re,tomllib,warnings
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -258,10 +258,10 @@ def takers(kind:str, # name in `kinds`
     "Chapters that say in their first cell that they take such data"
     say,flat = _declared(),kind in ('images', 'pictures') and data is not None
     if flat and data.images.ndim == 4 and data.images.shape[-1] != 3: kind = 'cubes'
+    if kind == 'masks' and data is not None and data.volumes: kind = 'volumes'
     res = {n: '' for n,t in say.items() if kind in t}
     if data is None: return res
     if flat and (data.multilabel or len(data.classes) != 2) and 'foundations/training' in res: res['foundations/training'] = 'two classes are wanted'
-    if kind in ('masks', 'mask_folder') and data.volumes: res |= {n: 'these are volumes' for n in res if 'volumes' not in say[n]}
     if kind == 'pictures' and not data.multilabel and pd.to_numeric(pd.Series(data.table[further(data)].to_numpy().ravel()), errors='coerce').notna().any():
         res |= {n: '' for n,t in say.items() if 'joint' in t}
     return res

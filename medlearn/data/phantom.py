@@ -9,7 +9,6 @@ __all__ = ['WATER', 'PHOTONS', 'TEXTURE', 'VERSION', 'project', 'backproject', '
 import hashlib,json,os,tempfile
 import numpy as np
 import pandas as pd
-from pathlib import Path
 from .masks import MaskSet
 from .outlines import lidc_masks,lidc_readings,to_grid
 from .splits import split_by_group

@@ -8,7 +8,6 @@ __all__ = ['allowed', 'targets', 'Note', 'NotesOnly', 'read_pickled', 'fetched',
 # %% ../../nbs/data/13_records.ipynb #ac91723c
 import io,lzma,os,pickle
 from contextlib import suppress
-from pathlib import Path
 import numpy as np,pandas as pd
 from ..kit.cards import card,cards,DataError
 from ..kit.fetch import cached_path,fetch,read_member

@@ -9,7 +9,7 @@ __all__ = ['nuclei_picture', 'in_blocks', 'nuclei_blocks', 'nuclei_archive', 'ob
 import io,zipfile
 import numpy as np
 from ..data.doors import scans_from
-from ..data.masks import MaskSet
+from ..data.masks import MaskSet,masks_in_2d
 from ..data.splits import split_by_group
 from ..kit.cards import card,DataError
 from ..kit.fetch import fetch,read_member
@@ -66,10 +66,7 @@ def object_data(dataset:str, # as for `scans_from`
                 **kw, # for the loader
                )->MaskSet: # images with masks, in 2D
     "Images whose objects are to be counted, from anywhere that `scans_from` reads"
-    data = scans_from(dataset, **kw)
-    if data.masks is None: raise DataError(f'{data.name} has boxes but no masks: imaging/02_detection reads boxes')
-    if data.volumes:
-        raise DataError(f'{data.name} holds volumes: this chapter reads images, imaging/05_volumes reads volumes')
+    data = masks_in_2d(scans_from(dataset, **kw))
     if len(data.classes) > 2:
         raise DataError(f'{data.name} has the classes {", ".join(data.classes)}: this chapter counts objects of one. '
                         'Join the others to the background.')

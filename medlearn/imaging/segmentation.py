@@ -11,7 +11,7 @@ import math
 import numpy as np,torch,torch.nn.functional as F
 from torch import Tensor,nn
 from fastai.learner import Learner
-from ..data.masks import MaskSet
+from ..data.masks import MaskSet,masks_in_2d
 from ..data.doors import scans_from
 from ..foundations.evaluation import as_numbers
 from ..foundations.loading import channels_first,tensor_loaders
@@ -25,10 +25,7 @@ def mask_data(dataset:str, # as for `scans_from`
               **kw, # for the loader
              )->MaskSet: # images with masks, in 2D
     "Images with masks, from anywhere that `scans_from` reads"
-    data = scans_from(dataset, **kw)
-    if data.masks is None: raise DataError(f'{data.name} has boxes but no masks: imaging/02_detection reads boxes')
-    if data.volumes:
-        raise DataError(f'{data.name} holds volumes: this chapter reads images, imaging/05_volumes reads volumes')
+    data = masks_in_2d(scans_from(dataset, **kw))
     inside = data.masks[data.split == 'train']
     lost = [c for k,c in enumerate(data.classes) if k and not (inside == k).any()]
     if lost: raise DataError(f'{data.name}: no training mask has a pixel of {lost[0]!r}. '
