@@ -230,7 +230,7 @@ def test_nothing_outlives_a_killed_run(tmp_path):
     pids = [tmp_path/'pids1', tmp_path/'pids2']
     wait_for(lambda: all(p.exists() and p.read_text().count(' ') == 2 for p in pids), 60)
     kernels = [int(p.read_text().split()[0]) for p in pids]
-    assert sum(psutil.Process(k).parent() in nurseries(tmp_path) for k in kernels) == 1
+    assert any(psutil.Process(k).parent() in nurseries(tmp_path) for k in kernels)
     proc.send_signal(signal.SIGKILL)
     proc.wait()
     for p in pids: wait_for(lambda: gone(map(int, p.read_text().split())))

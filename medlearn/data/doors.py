@@ -44,6 +44,8 @@ kinds = dict(
     entities=Kind('sentences with tagged words', 'entities:read_entities'),
     ptbxl=Kind('PTB-XL', 'tracings:ptbxl'),
     wfdb=Kind('a WFDB record', 'tracings:read_wfdb'),
+    wfdb_folder=Kind('a folder of WFDB records with labelled beats', 'tracings:read_wfdb_folder'),
+    table=Kind('a table, a row a patient, with a label column', 'records:read_table'),
     joint=Kind('pictures and a table, joined by id', 'joint:read_joint'))
 
 def _read_by(kind):
@@ -54,13 +56,18 @@ def _read_by(kind):
 
 def _pair(p): return next((n for n in (('imagesTr', 'labelsTr'), ('images', 'labels'), ('images', 'masks')) if all((p/x).is_dir() for x in n)), None)
 
+def _has_text(p):
+    "Does a table name a column of texts? What is not a table with a header, the reader of reports refuses"
+    with open(p, encoding='utf-8', errors='replace', newline='') as f: head = [c.strip().lower() for c in next(csv.reader([f.readline()]), [])]
+    return 'text' in head or len(head) < 2
+
 def _in_file(p):
     "Kind of a file"
     end = p.suffix.lower()
     if end == '.npz': return 'images' if 'train_images' in (z := load_npz(p)) or 'train_labels' in z else 'masks'
     if end == '.json': return 'coco'
     if end == '.hea': return 'wfdb'
-    if end in ('.csv', '.tsv', '.txt'): return 'reports'
+    if end in ('.csv', '.tsv', '.txt'): return 'reports' if _has_text(p) else 'table'
     what = 'one scan: data.scans reads it; chapters want a folder' if p.name.lower().endswith(('.nii', '.nii.gz', '.nrrd', '.dcm')) else 'a file of a kind that no chapter reads'
     raise DataError(f'{p} is {what}. Chapters take .npz, COCO .json, .csv with id, text, label, WFDB .hea, and folders.')
 
@@ -73,7 +80,7 @@ def _in_folder(p):
                            entities={'train.tsv', 'devel.tsv', 'test.tsv'} <= names).items():
         if there: return kind
     if pair := _pair(p): return 'volumes' if any(f.name.lower().endswith(('.nii', '.nii.gz', '.nrrd')) for f in files_below(p/pair[0])) else 'mask_folder'
-    if heads := sorted(n for n in names if n.endswith('.hea')): raise DataError(f'{p} holds records of WFDB ({len(heads)}). Name one of them: {p/heads[0]}.')
+    if any(n.endswith('.hea') for n in names): return 'wfdb_folder'
     if any(n.endswith(('.nii', '.nii.gz', '.nrrd')) for n in names):
         raise DataError(f'{p} holds volumes without masks. Put them into imagesTr, and their masks under the same names into labelsTr.')
     if any(is_picture(f) for f in files_below(p)): return 'pictures'
