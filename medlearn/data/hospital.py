@@ -6,50 +6,15 @@
 __all__ = ['ONE_DAY', 'read_records', 'mimic_files', 'mimic_table', 'as_dates', 'read_mimic', 'with_past']
 
 # %% ../../nbs/data/18_hospital.ipynb #d58d0db3
-import csv,gzip,io,warnings,zlib
+import gzip,zlib
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import pandas as pd
 from .events import layout,Records,tidy
-from .records import code_like,not_known
+from .records import code_like,not_known,text_table,which_is_yes
 from ..kit.cards import DataError
 from ..kit.fetch import used_together
-
-# %% ../../nbs/data/18_hospital.ipynb #22a0ab48
-def _text(path, needs, do, may=()):
-    "A CSV file as text columns; the index is the row in the file; columns in `may` can have empty cells"
-    if not path.is_file(): raise DataError(f'{path} is not there. {do}')
-    raw = path.read_bytes()
-    try: raw = gzip.decompress(raw) if path.suffix == '.gz' else raw
-    except (OSError, EOFError, zlib.error) as e: raise DataError(f'{path} is not a whole gzip file: {e}. Copy it again.') from None
-    packed = next((k for k,v in dict(gzip=b'\x1f\x8b', zip=b'PK\3\4').items() if raw.startswith(v)), None)
-    if packed: raise DataError(f'{path} is no text but packed ({packed}; a spreadsheet is such a file too). Unpack it, or save it as CSV.')
-    try: text = raw.decode('utf-8-sig')
-    except UnicodeDecodeError as e:
-        row = raw[:e.start].count(b'\n') + 1
-        raise DataError(f'{path}: row {row} is not UTF-8 (byte {raw[e.start]:#04x}). Save the file as UTF-8.') from None
-    lines,whole = csv.reader(io.StringIO(text, newline=''), strict=True),text.endswith(('\n', '\r'))
-    try: rows = [(i, [v.strip() for v in r]) for i,r in enumerate(lines, 1) if any(r)]
-    except csv.Error as e: raise DataError(f'{path} is not a table: line {lines.line_num}: {e}. {do}') from None
-    if not rows: raise DataError(f'{path} is empty. {do}')
-    head = [c.lower() for c in rows.pop(0)[1]]
-    lacks = [c for c in needs if c not in head]
-    other = ' Separate the columns by commas.'*bool(lacks and set(';\t') & set(head[0]))
-    if lacks: raise DataError(f'{path} has no column {", ".join(lacks)}; it has {", ".join(head)}. {do}{other}')
-    twice = next((c for c in head if head.count(c) > 1), None)
-    if twice: raise DataError(f'{path} has two columns {twice}. Keep one.')
-    if not rows: raise DataError(f'{path} has a heading and no rows. {do}')
-    for i,r in rows:
-        if len(r) == len(head): continue
-        why = 'The file ends in this row: it was cut. Copy it again.' if not whole and i == rows[-1][0] else 'Write 7.4, not 7,4, and quote a text that holds a comma.'
-        raise DataError(f'{path}: row {i} has {len(r)} values for {len(head)} columns: {",".join(r)}. {why}')
-    if not whole: warnings.warn(f'{path}: row {rows[-1][0]}, the last, has no line end: {",".join(rows[-1][1])}. If the file was cut there, copy it again', stacklevel=3)
-    df = pd.DataFrame([r for _,r in rows], columns=head, index=[i for i,_ in rows])
-    for c in set(needs) - set(may):
-        blank = df[c].eq('')
-        if blank.any(): raise DataError(f'{path}: row {blank.idxmax()} has no {c} ({blank.sum()} such rows). What was not measured has no row.')
-    return df
 
 # %% ../../nbs/data/18_hospital.ipynb #a97a1e02
 def _number(df, column, path, missing=None):
@@ -77,7 +42,7 @@ def _no_codes(df, column, path, what):
 # %% ../../nbs/data/18_hospital.ipynb #d26b661a
 def _outcomes(path, unknown, missing):
     "Label, day of the answer and what else is known of each id; ids whose outcome is not known"
-    df = _text(path, ['id', 'label'], 'Wanted: id, label.', may=['label']*(unknown == 'leave out'))
+    df = text_table(path, ['id', 'label'], 'Wanted: id, label.', may=['label']*(unknown == 'leave out'))
     if df.id.duplicated().any(): raise DataError(f'{path}: row {df.id.duplicated().idxmax()}: {df.id[df.id.duplicated()].iloc[0]} has two outcomes. Keep one.')
     dark = pd.Series(not_known(df.label), df.index) & (unknown != 'keep')
     if unknown == 'refuse' and dark.any():
@@ -111,7 +76,7 @@ def read_records(folder, # holds measurements.csv and outcomes.csv, or either as
     folder = Path(folder).expanduser()
     packed = {f.name: f for f in folder.glob('*.csv.gz')} # read as they are where there is no plain file
     files = [p if p.is_file() else packed.get(f'{p.name}.gz', p) for p in (folder/'measurements.csv', *[folder/'outcomes.csv']*labelled)]
-    df = _text(files[0], layout['measurements'], 'Wanted: id, time, variable, value.', may=['value']*('' in (missing or ())))[layout['measurements']]
+    df = text_table(files[0], layout['measurements'], 'Wanted: id, time, variable, value.', may=['value']*('' in (missing or ())))[layout['measurements']]
     df = df.assign(time=_number(df, 'time', files[0]), value=_number(df, 'value', files[0], missing))
     far = df.time.abs() > 40_000
     if far.any(): raise DataError(f'{files[0]}: row {far.idxmax()}: time {df.time[far.idxmax()]:.15g} of {df.id[far.idxmax()]} is more than a life in days ({far.sum()} such rows). Give days from day zero of each patient.')
