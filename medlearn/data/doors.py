@@ -44,7 +44,7 @@ kinds = dict(
     entities=Kind('sentences with tagged words', 'entities:read_entities'),
     ptbxl=Kind('PTB-XL', 'tracings:ptbxl'),
     wfdb=Kind('a WFDB record', 'tracings:read_wfdb'),
-    wfdb_folder=Kind('a folder of WFDB records with labelled beats', 'tracings:read_wfdb_folder'),
+    wfdb_folder=Kind('a folder of WFDB records with labelled beats', 'rhythms:read_wfdb_folder'),
     table=Kind('a table, a row a patient, with a label column', 'records:read_table'),
     joint=Kind('pictures and a table, joined by id', 'joint:read_joint'))
 
@@ -250,6 +250,7 @@ def _of_entities(d):
 def facts(data # a set that a door returned
          )->Facts:
     "What should be known of data before a model is trained on them"
+    if isinstance(data, pd.DataFrame): return Facts(data.attrs['told'])
     if hasattr(data, 'facts'): return data.facts()
     how = _of_entities if isinstance(data, dict) else _of_joint if hasattr(data, 'parts') else _of_records if hasattr(data, 'measurements') else _of_signals if hasattr(data, 'mv') \
         else _of_reports if hasattr(data, 'text') else _of_masks
