@@ -6,7 +6,7 @@
 __all__ = ['beat_symbols', 'superclasses', 'read_dicom_ecg', 'ecg_12lead', 'faults', 'read_annotations', 'read_wfdb', 'ptbxl']
 
 # %% ../../nbs/data/20_tracings.ipynb #cc46cd62
-import ast,io,re,warnings
+import ast,io,lzma,re,warnings
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -102,11 +102,25 @@ def _header(path):
     if not signals or len(signals) < int(first[2]): raise DataError(f'{path} promises {first[2]} signals, and {len(signals)} lines describe one. Get the header again.')
     return rate, int(first[4] or 0) or None, [m.groupdict() for _,_,m in signals]
 
+# %% ../../nbs/data/20_tracings.ipynb #708aa809
+def _there(path):
+    "A file, or the same packed by xz beside it"
+    packed = path.with_name(f'{path.name}.xz')
+    return packed if packed.is_file() and not path.is_file() else path
+def _bytes(path, most):
+    "Bytes of a file; one packed by xz is unpacked, to so many bytes at most"
+    if (p := _there(path)) == path: return path.read_bytes()
+    d = lzma.LZMADecompressor(memlimit=2**28)
+    try: raw = d.decompress(p.read_bytes(), most)
+    except lzma.LZMAError as e: raise DataError(f'{p} cannot be unpacked: {e}. Copy it again.') from e
+    if not d.eof or d.unused_data: raise DataError(f'{p} is cut short, or holds more than the {most:,} bytes that its header lets expect. Copy it again, or unpack it: xz -dk {p.name}.')
+    return raw
+
 # %% ../../nbs/data/20_tracings.ipynb #c3a96b34
 def _steps(path, fmt, leads, samples, skip=0):
     "Converter steps of a .dat file after `skip` bytes, float with nan where missing, shape (leads, samples)"
     if fmt not in (16, 212): raise DataError(f'{path} is in format {fmt}; read are 16 and 212. Convert it with the xform program of WFDB, or read it with the wfdb package.')
-    try: raw = np.frombuffer(path.read_bytes(), np.uint8)[skip:]
+    try: raw = np.frombuffer(_bytes(path, skip + 2*leads*samples + 8 if samples else 2**31), np.uint8)[skip:]
     except OSError as e: raise DataError(f'{path} cannot be read: {e.strerror}. The header names it: copy both files.') from e
     n = leads*samples if samples else len(raw)*8//(16 if fmt == 16 else 12)//leads*leads
     need = 2*n if fmt == 16 else -(-3*n//2)
@@ -205,7 +219,7 @@ def _millivolts(head):
         if unit not in _to_mv: raise DataError(f'{head}: lead {name} is in {unit}, not in V, mV or uV. It is no voltage: leave it out of the header.')
         v -= int(s['base'] or s['zero'] or 0)
         v *= _to_mv[unit]/(float(s['gain'] or 0) or 200)
-    return np.array(rows, dtype=np.float32), rate, leads, [head.parent/f for f in files]
+    return np.array(rows, dtype=np.float32), rate, leads, [_there(head.parent/f) for f in files]
 
 # %% ../../nbs/data/20_tracings.ipynb #1d4ec7b9
 def _beats(head, path, rate, samples):
