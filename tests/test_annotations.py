@@ -41,7 +41,7 @@ def coco(folder, names):
 def test_equal_names_in_folders_are_different_pictures(tmp_path):
     file = coco(tmp_path, [f'{c}/image.png' for c in LETTERS])
     s = Boxes.coco_boxes(file)
-    assert sorted(s.groups) == [f'{c}/image' for c in LETTERS] and set(s.split) == {'train', 'valid', 'test'}
+    assert s.groups is None and set(s.split) == {'train', 'valid', 'test'}
     assert list(Boxes.coco_boxes(file, patient=r'^(\w)/').groups) == list(LETTERS)
     assert (s.images == drawn()[0]).all() and [b[0, 2] for b in s.boxes] == [6, 7, 8, 9, 10, 11]
 
@@ -63,7 +63,7 @@ def test_the_example_in_the_refusal_works(tmp_path, names):
     said = str(e.value)
     assert 'path' in said
     shown = re.search(r'patient=r"(.+?)" finds (\S+) in (\S+)[.;]', said)
-    if shown is None: assert 'Leave patient= out' in said and len(set(Boxes.coco_boxes(file).groups)) == 6
+    if shown is None: assert 'Leave patient= out' in said and Boxes.coco_boxes(file).groups is None
     else:
         s = Boxes.coco_boxes(file, patient=shown[1])
         assert len(set(s.groups)) >= 3 and s.groups[0] == shown[2] and shown[3] == names[0].rpartition('.')[0]
@@ -94,7 +94,7 @@ def test_folders_in_folders_of_masks_and_boxes(tmp_path):
         corners = ''.join(f'<{k}>{v}</{k}>' for k, v in dict(xmin=3, ymin=4, xmax=6 + i, ymax=8).items())
         (tmp_path/'Annotations'/c/'image.xml').write_text(f'<annotation><object><name>cell</name><bndbox>{corners}</bndbox></object></annotation>')
     s = Boxes.voc_boxes(tmp_path)
-    assert (s.images == x).all() and [b[0].tolist() for b in s.boxes] == [[2, 3, 6 + i, 8] for i in range(6)] and s.groups[0] == 'a/image'
+    assert (s.images == x).all() and [b[0].tolist() for b in s.boxes] == [[2, 3, 6 + i, 8] for i in range(6)] and s.groups is None
 
 
 # ---------------------------------------------------------------- names of both sides
@@ -108,7 +108,7 @@ def test_endings_on_both_sides_and_the_formats_of_retinal_sets(tmp_path):
     assert Image.open(tmp_path/'masks/21_manual1.gif').format == 'GIF'
     both = dict(image_ending='_training', ending='_manual1')
     s = Masks.mask_folder(tmp_path/'images', tmp_path/'masks', **both)
-    assert (s.masks == m).all() and list(s.groups) == [str(21 + i) for i in range(6)] and (s.images == x).all()
+    assert (s.masks == m).all() and s.groups is None and s.table.file[0] == '21_training.tif' and (s.images == x).all()
     save(tmp_path/'images/27.png', x[0])
     with pytest.raises(DataError, match="27 is in one of .*1 such.*'_training' after it.*'_manual1' after it"): Masks.mask_folder(tmp_path/'images', tmp_path/'masks', **both)
     (tmp_path/'images/27.png').unlink()

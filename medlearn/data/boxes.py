@@ -12,9 +12,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
-from .masks import kinds_of_pictures,MaskSet,on_one_shape
-from .pictures import files_by_name,first_twice
-from .splits import split_files
+from .masks import MaskSet
+from .pictures import files_by_name,first_twice,kinds_of_pictures,on_one_shape
+from .splits import published_split,split_files
 from .splits import check_leak,patients_in
 from ..kit.cards import card,DataError
 from ..kit.fetch import fetch,read_member,used_together
@@ -92,7 +92,7 @@ def coco_boxes(file:str, # annotations, .json
     shown = [Path(os.path.relpath(p, home)).with_suffix('').as_posix() for p in paths]
     used_together(Path(file).name, [file, *filter(Path.is_file, paths)])
     return _boxed(Path(file).name, paths, [*found.values()], stated, ['background', *cats.values()], drop_bad, shape, colour,
-                  **split_files(shown, patient, fractions, seed))
+                  **published_split(shown, patient, fractions, seed, table=Path(images or Path(file).parent)/'split.csv'))
 
 # %% ../../nbs/data/11_boxes.ipynb #410df66b
 def _listed(folder, names, patient, fractions, seed):
@@ -147,7 +147,7 @@ def voc_boxes(folder:str, # holds Annotations, JPEGImages, and ImageSets/Main wh
             raise DataError(f'{path} cannot be read as VOC annotations: {e}. Check the file.') from e
     of,more = _listed(folder, xml, patient, fractions, seed) or (xml, None)
     xml = {n: xml[n] for n in of}
-    more = more or split_files(xml, patient, fractions, seed)
+    more = more or published_split(xml, patient, fractions, seed, table=folder/'split.csv')
     raw,stated = zip(*(objects(p) for p in xml.values()))
     classes = sorted({o[0] for r in raw for o in r})
     found = [[(*o[1:], classes.index(o[0])+1) for o in r] for r in raw]
