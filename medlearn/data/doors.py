@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['kinds', 'Kind', 'kind_of', 'options', 'said_of', 'images_from', 'scans_from', 'joint_from', 'records_from',
-           'reports_from', 'facts', 'takers', 'NotRead', 'check']
+           'reports_from', 'takers', 'NotRead', 'check']
 
 # %% ../../nbs/data/24_doors.ipynb #39a0ffba
 import csv,inspect,re,tomllib,warnings
@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np,pandas as pd
 from .images import Facts,ImageSet,medmnist,read_npz
+from .large import members
 from .outlines import lidc_nodules
-from .splits import duplicates
+from .facts import facts
 from .folders import picture_folder
 from .pictures import is_picture,files_below
 from .shortcuts import further
 from ..kit.cards import DataError,digest_of,unknown_name
 from ..kit.catalog import chapters,describe
-from ..kit.fetch import load,load_npz,used
+from ..kit.fetch import load,used
 
 # %% ../../nbs/data/24_doors.ipynb #ddc4c4a7
 #@title Kinds of data, and who reads them
@@ -64,7 +65,7 @@ def _has_text(p):
 def _in_file(p):
     "Kind of a file"
     end = p.suffix.lower()
-    if end == '.npz': return 'images' if 'train_images' in (z := load_npz(p)) or 'train_labels' in z else 'masks'
+    if end == '.npz': return 'images' if {'train_images', 'train_labels'} & set(members(p)) else 'masks'
     if end == '.json': return 'coco'
     if end == '.hea': return 'wfdb'
     if end in ('.csv', '.tsv', '.txt'): return 'reports' if _has_text(p) else 'table'
@@ -193,68 +194,6 @@ def reports_from(dataset:str, # "indiana_reports", or the path of a CSV file of 
     "Reports by name or by path"
     if str(dataset) == 'indiana_reports': return import_module('medlearn.data.text').indiana(**kw)
     return _wanted(dataset, ('reports',), kw)
-
-# %% ../../nbs/data/24_doors.ipynb #d44cc7ed
-#@title What is found in each kind
-def _people(groups, n, what):
-    "Patients in words"
-    if groups is None or len(set(groups)) == n: return f'not named, or one {what} each: intervals count {what}s'
-    return f'{len(set(groups)):,}'
-
-def _splits(split): return ', '.join(f'{s} {(np.asarray(split) == s).sum():,}' for s in ('train', 'valid', 'test') if (np.asarray(split) == s).any())
-
-def _of_masks(d):
-    res = {'pictures': f'{len(d):,} of {"×".join(map(str, d.images.shape[1:]))}'}
-    if d.masks is not None:
-        share = [(f'{(m := d.masks == k).reshape(len(d), -1).any(1).mean():.0%}', f'{m.mean():.2%}') for k in range(1, len(d.classes))]
-        res |= {f'mask of {c}': f'in {a} of the pictures, {b} of all pixels' for c,(a,b) in zip(d.classes[1:], share)}
-    if d.boxes is not None:
-        n = np.bincount(np.concatenate(d.labels), minlength=len(d.classes)) if len(d) else []
-        res['boxes'] = ', '.join(f'{c} {k:,}' for c,k in zip(d.classes[1:], n[1:])) + f'; {d.dropped} left out'*bool(d.dropped) + f'; {sum(not len(b) for b in d.boxes)} pictures without'
-    if d.instances is not None: res['objects'] = f'{sum(len(np.unique(i)) - 1 for i in d.instances):,}'
-    if d.spacing is not None: res['spacing'] = ' × '.join(f'{v:.3g}' for v in np.median(d.spacing, 0)) + ' mm, the middle of all'
-    twins = duplicates(d.images)
-    torn = [r for r in twins if len(set(d.split[r])) > 1]
-    return res | {'patients': _people(d.groups, len(d), 'picture'), 'splits': _splits(d.split), 'the same picture twice': f'{len(twins)} times, of which {len(torn)} lie in two splits' if twins else 'none'}
-
-def _of_records(d):
-    m = d.measurements
-    each = m.groupby('id').size()
-    res = {'people': f'{len(d):,}', 'measurements': f'{len(m):,} of {len(d.variables)} variables; {each.median():.0f} a person, {each.max():,} at most'}
-    if len(m): res['days'] = f'{m.time.min():g} to {m.time.max():g}'
-    if d.outcomes is not None: res['outcomes'] = ', '.join(f'{k} {n:,} ({n/len(d.outcomes):.0%})' for k,n in d.outcomes.label.value_counts().items())
-    if d.counts: res['while reading'] = ', '.join(f'{k} {v:,}' for k,v in d.counts.items())
-    return res
-
-def _of_reports(d):
-    words,text = [len(t.split()) for t in d.text],pd.Series(d.text)
-    y = pd.Series(list(map(str, np.asarray(d.labels).tolist())))
-    odd = (y.groupby(text.str.lower().str.split().str.join(' ')).nunique() > 1).sum()
-    onehot = d.labels if d.multilabel else d.labels[:, None] == np.arange(len(d.classes))
-    return {'reports': f'{len(d):,}, {np.median(words):.0f} words, {max(words):,} at most', 'classes': ', '.join(f'{c} {n:,}' for c,n in zip(d.classes, onehot.sum(0))),
-            'patients': _people(d.groups, len(d), 'report'), 'splits': _splits(d.split), 'same words, other label': f'{odd:,} texts: no model can be right on all of them' if odd else 'none'}
-
-def _of_signals(d):
-    res = {'signals': repr(d)}
-    if d.peaks is not None: res['beats'] = ', '.join(f'{s} {n:,}' for s,n in pd.Series(np.concatenate(d.symbols)).value_counts().items())
-    return res
-
-def _of_joint(d):
-    return {'cases': f'{len(d):,}', 'modalities': ', '.join(f'{m} {"×".join(map(str, a.shape[1:]))}' for m,a in d.parts.items()), 'classes': ', '.join(d.classes),
-            'patients': _people(d.groups, len(d), 'case'), 'splits': _splits(d.split)}
-
-def _of_entities(d):
-    tags = pd.Series([t[2:] for s in d.values() for x in s for t in x.tags if t[0] == 'B'])
-    return {'sentences': ', '.join(f'{k} {len(v):,}' for k,v in d.items()), 'entities': ', '.join(f'{k} {n:,}' for k,n in tags.value_counts().items())}
-
-def facts(data # a set that a door returned
-         )->Facts:
-    "What should be known of data before a model is trained on them"
-    if isinstance(data, pd.DataFrame): return Facts(data.attrs['told'])
-    if hasattr(data, 'facts'): return data.facts()
-    how = _of_entities if isinstance(data, dict) else _of_joint if hasattr(data, 'parts') else _of_records if hasattr(data, 'measurements') else _of_signals if hasattr(data, 'mv') \
-        else _of_reports if hasattr(data, 'text') else _of_masks
-    return Facts(how(data))
 
 # %% ../../nbs/data/24_doors.ipynb #2be27ba3
 #@title Which chapters take it
