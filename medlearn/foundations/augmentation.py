@@ -69,12 +69,14 @@ class Augment:
                  elastic:float=0, # standard deviation of a smooth displacement, share of the side
                  light:float=0, # brightness and contrast, in standard deviations
                  noise:float=0, # standard deviation of Gaussian noise, in standard deviations of the pixels
+                 flat:bool=False, # turn, zoom, shift and bend a volume within its slices only: for slices that lie far apart
                 ):
+        self.flat = flat
         self.rotate,self.zoom,self.crop,self.flip,self.flip_v,self.flip_d = rotate,zoom,crop,flip,flip_v,flip_d
         self.elastic,self.light,self.noise = elastic,light,noise
     def affine(self, n, nd, device):
         "Random matrices, shape (n, nd, nd), and shifts, shape (n, nd)"
-        planes = list(itertools.combinations(range(nd), 2))
+        planes = [(0, 1)] if self.flat else list(itertools.combinations(range(nd), 2))
         r,k = torch.rand(len(planes) + 1 + 2*nd, n, device=device),len(planes)
         u,A = 2*r - 1,None
         for (i,j),a in zip(planes, u*math.radians(self.rotate)):
@@ -83,7 +85,9 @@ class Augment:
             A = R if A is None else A @ R
         odds = torch.tensor([self.flip, self.flip_v, self.flip_d][:nd], device=device)[:, None]
         scale = (1 + u[k]*self.zoom)*(1 - 2*(r[k+1:k+1+nd] < odds).float())
-        return A*scale.T[:, None], u[k+1+nd:].T*2*self.crop
+        shift = u[k+1+nd:].T*2*self.crop
+        if self.flat and nd == 3: scale[2],shift[:, 2] = scale[2].sign(),0
+        return A*scale.T[:, None], shift
     def __call__(self, x:Tensor, # shape (n, c, *spatial), normalised
                  masks:Tensor=None, # class of each pixel, shape (n, *spatial): moved along
                  boxes:Tensor=None, # corners, pixels, shape (n, m, 4), x first, or (n, m, 6): moved along
@@ -95,6 +99,7 @@ class Augment:
         grid = torch.cat([A, shift[..., None]], 2) @ lattice(size, x.device)
         if self.elastic:
             coarse = torch.randn(n, nd, *[4]*nd, device=x.device)*2*self.elastic
+            if self.flat and nd == 3: coarse[:, 2] = 0
             bend = F.interpolate(coarse, size, mode='bicubic' if nd == 2 else 'trilinear')
             grid = grid + bend.flatten(2)
         grid = grid.view(n, nd, *size).movedim(1, -1)

@@ -16,14 +16,15 @@ class AnySize(nn.Module):
     "A network that takes pictures, or volumes, of any size"
     def __init__(self,
                  net:nn.Module, # that wants sides which are multiples of a number
-                 multiple:int=32, # the number
+                 multiple:int=32, # the number; or one number an axis
                 ):
         super().__init__()
         self.net,self.multiple = net,multiple
     def forward(self, x:Tensor # shape (n, c, *spatial)
                )->Tensor: # shape (n, k, *spatial)
         size = x.shape[2:]
-        fill = [v for s in size[::-1] for v in (0, -s % self.multiple)]
+        steps = np.broadcast_to(self.multiple, len(size)).tolist()
+        fill = [v for s,m in zip(size[::-1], steps[::-1]) for v in (0, -s % m)]
         if any(fill): x = F.pad(x, fill, mode='replicate')
         return self.net(x)[(..., *map(slice, size))]
 
