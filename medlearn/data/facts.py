@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['facts', 'ceiling']
 
-# %% ../../nbs/data/96_facts.ipynb #f0427603
+# %% ../../nbs/data/96_facts.ipynb #076f8122
 import numpy as np,pandas as pd
 from .images import Facts
 from .splits import duplicates
 
-# %% ../../nbs/data/96_facts.ipynb #93b59726
+# %% ../../nbs/data/96_facts.ipynb #25c99090
 #@title What is found in each kind
 def _people(groups, n, what):
     "Patients in words"
@@ -72,7 +72,7 @@ def facts(data # a set that a door returned
         else _of_reports if hasattr(data, 'text') else _of_masks
     return Facts(how(data))
 
-# %% ../../nbs/data/96_facts.ipynb #49a2b596
+# %% ../../nbs/data/96_facts.ipynb #d0c0bd1e
 #@title How right any model can be
 def ceiling(cases, # what tells the cases apart: texts, or a name of each group of equal cases; shape (n,)
             labels, # answer of each, shape (n,)
