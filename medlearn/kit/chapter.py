@@ -103,7 +103,8 @@ _named,_kept = {},set() # since `begin`: what sources may point to, and what was
 def _note(name): _named[str(name).strip()] = True
 
 # %% ../../nbs/kit/04_chapter.ipynb #840b843e
-def _data_used(name, digest): record('data', dict(name=name, digest=digest), f'data: {name}, {digest[:19]}…, verified')
+def _data_used(name, digest):
+    record('data', dict(name=name, digest=digest), f'data: {name}, {digest[:19]}…, {"verified" if any(name == c.name and digest == f.digest for c in cards.cards().values() for f in c.files) else "digest noted"}')
 
 # %% ../../nbs/kit/04_chapter.ipynb #a21a8aa3
 def begin(profile:str='smoke', # "smoke" or "full"
