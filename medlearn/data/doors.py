@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['kinds', 'Kind', 'kind_of', 'options', 'said_of', 'images_from', 'scans_from', 'joint_from', 'records_from',
-           'reports_from', 'takers', 'NotRead', 'check']
+           'signals_from', 'reports_from', 'takers', 'NotRead', 'check']
 
 # %% ../../nbs/data/24_doors.ipynb #39a0ffba
 import csv,inspect,re,tomllib,warnings
@@ -187,6 +187,13 @@ def records_from(dataset:str, # "nafld", "pbcseq", a folder with measurements.cs
     if (name := str(dataset).removesuffix('seq')) in ('nafld', 'pbc'): return getattr(import_module('medlearn.data.events'), name)(**kw)
     if not _path_like(str(dataset)): raise unknown_name('records', str(dataset), ['nafld', 'pbcseq'])
     return _wanted(dataset, ('records', 'mimic'), kw)
+
+def signals_from(dataset:str, # a folder of WFDB records, or of PTB-XL
+                 among:tuple=('wfdb_folder',), # kinds that are taken
+                 **kw, # for the loader
+                ): # `Signals`
+    "ECGs of a folder"
+    return _wanted(dataset, among, kw)
 
 def reports_from(dataset:str, # "indiana_reports", or the path of a CSV file of id, text, label
                  **kw, # for the loader
