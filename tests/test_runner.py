@@ -191,7 +191,7 @@ def test_all_files_of_a_wfdb_record_are_its_data(tmp_path, name):
         seen.append(digest())
     (tmp_path/'1001.dat').write_text('2')
     assert len({*seen}) == 4 and digest() == seen[-1]
-    assert own_data(plan(params=dict(external='./none'), folder=tmp_path/'nbs', cwd=tmp_path)[0]) == {}
+    with pytest.raises(WrongUsage, match='no file or folder'): plan(params=dict(external='./none'), folder=tmp_path/'nbs', cwd=tmp_path)
 
 
 def test_data_that_change_during_a_run_are_not_recorded(tmp_path):
@@ -309,11 +309,16 @@ def test_a_dataset_is_a_card_or_an_absolute_path(tmp_path):
         assert says in str(e.value)
 
 
-def test_other_paths_count_from_where_the_command_was_typed(tmp_path):
+def test_other_paths_count_from_where_the_command_was_typed(tmp_path, monkeypatch):
     chapter(tmp_path/'nbs', 'imaging/01_data', params=PARAMS + 'external = ""')
     got = lambda value: plan(params=dict(external=value), folder=tmp_path/'nbs', cwd=tmp_path/'here')[0].given['external']
-    assert [got(v) for v in ('../ecg/100', './100', 'resnet18', 'a/b', '')] == [str(tmp_path/'ecg/100'), str(tmp_path/'here/100'), 'resnet18', 'a/b', '']
-    assert got('~/ecg') == str(Path.home()/'ecg')
+    for name in ('ecg', 'here'):
+        (tmp_path/name).mkdir()
+        (tmp_path/name/'100.hea').touch()
+    monkeypatch.setenv('HOME', str(tmp_path))
+    there,here = str(tmp_path/'ecg/100'),str(tmp_path/'here/100')
+    assert [got(v) for v in ('../ecg/100', '~/ecg/100', './100', '100', 'resnet18', 'a/b', '')] == [there, there, here, here, 'resnet18', 'a/b', '']
+    with pytest.raises(WrongUsage, match='no file or folder .*nowhere.csv'): got('nowhere.csv')
 
 
 number = st.integers() | st.floats(allow_nan=False, allow_infinity=False)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'part_rank', 'chapters', 'WrongUsage', 'cells_of', 'describe', 'nearest', 'choose', 'parse', 'dataset_path',
-           'files_of', 'own_data', 'tool']
+           'path_or_text', 'files_of', 'own_data', 'tool']
 
 # %% ../../nbs/kit/09_catalog.ipynb #0571ded2
 import ast,hashlib,json,os,re,sys
@@ -118,6 +118,23 @@ def dataset_path(value:str, # the name of a data card, with or without a size, o
         raise WrongUsage(f'dataset={value}: there is no file or folder {path}')
     if sizes: raise WrongUsage(f'dataset={value}: {name} has no size {size}; there are {", ".join(sizes)}')
     raise WrongUsage(f'dataset={value}: no data card has that name; nearest: {nearest(value, cards())}')
+
+# %% ../../nbs/kit/09_catalog.ipynb #a0ee0ef5
+_suffixes = set('csv tsv txt json toml yaml xml npz npy zip tar gz tgz parquet xlsx edf dat hea nii nrrd nhdr mha dcm png jpg jpeg bmp gif ppm pgm '
+                'tif tiff svs iob conll ann pt pth pkl safetensors'.split())
+def path_or_text(key:str, # name of the parameter
+                 value:str, # what was typed
+                 default, # the parameter's default
+                 cwd:Path='.', # where a relative path counts from
+                )->str: # the absolute path of what is there, or the text as it is
+    "A text that names a file, a folder or a WFDB record as its path, any other as it is; a path that leads nowhere is refused"
+    if not value or value == default or '://' in value: return value
+    path = Path(os.path.abspath(Path(cwd)/Path(value).expanduser()))
+    folder,like = (Path(cwd)/value).parent,value.startswith(('.', '~')) or os.path.isabs(value) or '\\' in value or value.count('/') > 1
+    like = like or Path(value).suffix[1:].lower() in _suffixes or ('/' in value and folder.is_dir())
+    if (like or not default) and (path.exists() or Path(f'{path}.hea').exists()): return str(path)
+    if like: raise WrongUsage(f'-p {key}={value}: there is no file or folder {path}')
+    return value
 
 # %% ../../nbs/kit/09_catalog.ipynb #6b3ece3f
 def files_of(path:Path # of a reader's own data

@@ -14,6 +14,7 @@ from typer import Argument,Context,echo,Exit,Option,Typer
 from . import catalog,runner
 from .console import PlainErrors,show_bench,show_progress,show_results,show_sabotage,show_slowest,show_table,terminal
 from .doctor import ailments,check_device,lacking,machine_facts,requirements
+from .predict import predict_new
 
 # %% ../../nbs/kit/20_cli.ipynb #c7dbaac6
 _typer = dict(cls=PlainErrors, no_args_is_help=True, add_completion=False, rich_markup_mode=None,
@@ -38,6 +39,7 @@ _Out = Annotated[Path, Option(help='Folder of the run; default: runs/YYYYmmdd-HH
 _Resume = Annotated[bool, Option('--resume', help='Keep what was finished, in --out or in the newest of runs/.')]
 _Params = Annotated[list[str], Option('-p', '--param', metavar='KEY=VALUE', help="A chapter's parameter; repeatable.")]
 _Sabotage = Annotated[str, Option(help='Break it on purpose: answers, untrained or leak; reports which claims fell.')]
+_Report = Annotated[bool, Option('--report', help='Leave a result page of each, and the models that it hands over.')]
 _Name = Annotated[str, Argument(help='Name of a data card.')]
 _AnyName = Annotated[str, Argument(help='Name of a data card; none: all.')]
 _Id = Annotated[str, Option(help='One file of a card that has several.')]
@@ -75,17 +77,19 @@ def run(chapter:_Chapters=None, # names; none: all
         device:_Device=None, # "cpu" or "cuda"; none: what is found
         cluster:_Cluster=None, # where else to run
         versions:_Versions=False, # let workers have other versions?
+        report:_Report=False, # leave a page and the models?
         nbs:_Nbs=None, # notebooks instead of the course's
        ):
     "Run chapters and check their claims."
+    if report and (cluster or sabotage): raise catalog.WrongUsage('--report is for honest runs on this machine: leave --cluster and --sabotage out')
     if timeout is not None and not timeout > 0: raise catalog.WrongUsage(f'--timeout {timeout:g}: a limit is more than 0 seconds')
     if cluster and jobs: raise catalog.WrongUsage('--jobs and --cluster: how many run at once is up to the cluster')
-    work = runner.plan(chapter or (), profile, seed or (), _params(param), folder=nbs, sabotage=sabotage)
+    work = runner.plan(chapter or (), profile, seed or (), _params(param), folder=nbs, sabotage=sabotage, report=report)
     check_device(device)
     out = runner.run_folder(out, resume)
     kept = {job.stem for job in work if resume and runner.finished(job, out)}
     from medlearn.kit.reuse import Kept
-    cache = Kept(fresh=fresh, off=bool(os.environ.get('CI')))
+    cache = Kept(fresh=fresh, off=report or bool(os.environ.get('CI')))
     options = dict(timeout=timeout, resume=resume, kept=cache, device=device)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -102,7 +106,12 @@ def run(chapter:_Chapters=None, # names; none: all
     echo(f'{cache.hits} of {len(rows)} results came from the cache; --fresh runs their chapters, too.')
     for _,text in cache.said: echo(f'medlearn: {text}', err=True)
     echo(f'Executed notebooks: {out}\nResults: {out/"results.json"}')
+    for r in rows:
+        if r.get('result'): echo(f'Result page: {out/r["result"]}')
     raise Exit(status)
+
+# %% ../../nbs/kit/20_cli.ipynb #b4b9e0aa
+app.command('predict')(predict_new)
 
 # %% ../../nbs/kit/20_cli.ipynb #380cd4f2
 _Some = Annotated[list[str], Argument(help='Chapters or parts, like imaging/classification; none: only with --stale.')]

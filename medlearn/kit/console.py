@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typer import core,echo,Exit
 from . import cards,catalog
+from .result import claim_row
 
 # %% ../../nbs/kit/18_console.ipynb #c9bbb0ba
 class PlainErrors(core.TyperGroup):
@@ -79,23 +80,11 @@ def show_progress(console, # from `terminal`
 # %% ../../nbs/kit/18_console.ipynb #1024e513
 def _number(x): return '-' if x is None else f'{x:.4g}' if isinstance(x, (int, float)) else str(x)
 
-# %% ../../nbs/kit/18_console.ipynb #f9cf2f35
-def _claim_row(run, claim):
-    "One claim in words"
-    c,show = dict.fromkeys('claim value low high bound direction tol margin source'.split()) | claim,_number
-    bound = ' to '.join(map(show, c['bound'])) if isinstance(c['bound'], list) else show(c['bound'])
-    sign = dict(at_least='≥ ', at_most='≤ ', equals='= ').get(c['direction'], '')
-    if c['tol']: bound += f' ± {show(c["tol"])}'
-    if c['margin']: bound += (' − ' if c['direction'] == 'at_least' else ' + ') + show(c['margin'])
-    interval = '' if c['low'] is None else f' [{show(c["low"])}, {show(c["high"])}]'
-    return dict(chapter=run['chapter'], seed=run['seed'], claim=c['claim'], value=show(c['value']) + interval,
-                bound=sign + bound, source=c['source'], holds='yes' if claim.get('passed') is True else 'NO')
-
 # %% ../../nbs/kit/18_console.ipynb #56d3589f
 def show_results(rows, # records, as in results.json
                 )->int: # exit status: 0 if every chapter ran and every claim holds, else 1
     "Show chapters and claims as tables and a summary"
-    console,claims = terminal(),[_claim_row(run, claim) for run in rows for claim in run['claims']]
+    console,claims = terminal(),[claim_row(run, claim) for run in rows for claim in run['claims']]
     show_table(console, 'Claims', {k: k for k in 'chapter seed claim value bound source holds'.split()}, claims)
     columns = dict(chapter='chapter', seed='seed', status='status', seconds='seconds', peak_mb='MB', error='error')
     show_table(console, 'Chapters', columns, rows)
@@ -108,7 +97,7 @@ def show_sabotage(rows, # records of runs that were broken on purpose
                  )->int: # exit status: 0 if each ran and at least one claim of each fell, else 1
     "Show which claims noticed that their chapter was broken"
     console = terminal()
-    claims = [_claim_row(run, c) | dict(fell='-' if c['passed'] else 'fell') for run in rows for c in run['claims']]
+    claims = [claim_row(run, c) | dict(fell='-' if c['passed'] else 'fell') for run in rows for c in run['claims']]
     show_table(console, 'Claims', {k: k for k in 'chapter claim value bound fell'.split()}, claims)
     fell = lambda r: sum(not c['passed'] for c in r['claims'])
     columns = dict(chapter='chapter', sabotage='sabotage', shuffled='answers shuffled', fell='claims that fell', claims='of', error='error')

@@ -14,8 +14,9 @@ from functools import partial
 from math import isfinite
 from pathlib import Path
 from .catalog import (cells_of,chapters,choose,dataset_path,describe,nearest,own_data,parse,part_rank,
-                                 WrongUsage)
+                                 path_or_text,WrongUsage)
 from .machine import cores,foreign_paths,threads_of
+from .result import clear,write_page
 from .workers import Crew,process,write_whole
 
 # %% ../../nbs/kit/13_runner.ipynb #71f39de9
@@ -29,6 +30,7 @@ class Job:
     given:dict # parameters handed to the notebook
     parameters:dict # all of the chapter's parameters with the values they will have
     sabotage:str='' # how it is broken on purpose: "answers", "untrained", "leak"; "" for an honest run
+    report:bool=False # leave a result page and the model?
     @property
     def stem(self)->str: # path of its files in the run folder, without suffix
         "Where its record and notebook go"
@@ -43,9 +45,10 @@ def plan(names=(), # chapters and parts; empty: everything
          profile:str='smoke', # "smoke" or "full"
          seeds=(), # empty: each chapter's own
          params:dict=None, # name -> text, as typed; every chosen chapter must declare every name
-         cwd:Path='.', # where a relative path counts from: in `dataset`, and in others that begin with ./, ../ or ~
+         cwd:Path='.', # where a relative path counts from
          folder:Path=None, # notebooks; default: the course's own
          sabotage:str='', # how to break the chapters on purpose: "answers", "untrained", "leak"
+         report:bool=False, # leave a result page and the model of each?
         )->list: # of `Job`
     "Work out what to run, refusing what no chapter declares"
     if profile not in ('smoke', 'full'): raise WrongUsage(f'profile is {profile!r}: it is smoke or full')
@@ -58,7 +61,7 @@ def plan(names=(), # chapters and parts; empty: everything
         if 'profile' in defaults: given['profile'] = profile
         for seed in dict.fromkeys(seeds or [defaults.get('seed')]) if 'seed' in defaults else [None]:
             each = given | ({} if seed is None else dict(seed=seed))
-            work.append(Job(name, str(found[name]), profile, seed, each, defaults | each, sabotage))
+            work.append(Job(name, str(found[name]), profile, seed, each, defaults | each, sabotage, report))
     return work
 
 # %% ../../nbs/kit/13_runner.ipynb #119be1b7
@@ -71,10 +74,8 @@ def _given(chapter, key, text, defaults, cwd):
     if key == 'dataset': return text if text == defaults[key] else dataset_path(text, cwd)
     try: value = parse(text, defaults[key])
     except (ValueError, KeyError, SyntaxError):
-        kind = type(defaults[key]).__name__
-        raise WrongUsage(f'-p {key}={text}: {chapter} expects {kind}, like {defaults[key]!r}') from None
-    path = isinstance(value, str) and value.startswith(('./', '../', '~'))
-    return os.path.abspath(Path(cwd)/Path(value).expanduser()) if path else value
+        raise WrongUsage(f'-p {key}={text}: {chapter} expects {type(defaults[key]).__name__}, like {defaults[key]!r}') from None
+    return path_or_text(key, value, defaults[key], cwd) if isinstance(value, str) else value
 
 # %% ../../nbs/kit/13_runner.ipynb #0a28c5e2
 def _finite(o):
@@ -90,9 +91,9 @@ def to_json(o)->str: # strict JSON: null where a number is not finite
 
 # %% ../../nbs/kit/13_runner.ipynb #146626f6
 def harvest(notebook:Path # an executed notebook
-           )->dict: # run (dict), data (list), claims (list), kept (list), sabotage (list)
+           )->dict: # run (dict), data (list), claims (list), kept (list), sabotage (list), methods (list)
     "Facts that a chapter recorded while it ran"
-    found = dict(run=[], data=[], claim=[], kept=[], sabotage=[])
+    found = dict(run=[], data=[], claim=[], kept=[], sabotage=[], methods=[])
     try: outputs = [o.get('data', {}) for c in cells_of(notebook) for o in c.get('outputs', [])]
     except (OSError, ValueError, KeyError, TypeError): outputs = []
     for kind in found:
@@ -102,7 +103,7 @@ def harvest(notebook:Path # an executed notebook
     data = [d for i,d in enumerate(found['data']) if d not in found['data'][:i]]
     claims = [{k: number(k, v) for k,v in c.items()} for c in found['claim']]
     kept = [k for k in found['kept'] if isinstance(k.get('name'), str)]
-    return dict(run=(found['run'] or [{}])[-1], data=data, claims=claims, kept=kept, sabotage=found['sabotage'])
+    return dict(run=(found['run'] or [{}])[-1], data=data, claims=claims, kept=kept, **{k: found[k] for k in ('sabotage', 'methods')})
 
 # %% ../../nbs/kit/13_runner.ipynb #b7a67591
 def row_of(job:Job, # what was run
@@ -111,8 +112,7 @@ def row_of(job:Job, # what was run
            out:Path, # run folder; what the chapter recorded stands in its notebook there, if there is one
           )->dict: # a row of `results.json`
     "The record of a job that has ended"
-    notebook = Path(out)/f'{job.stem}.ipynb'
-    facts = harvest(notebook)
+    notebook,facts = Path(out)/f'{job.stem}.ipynb',harvest(Path(out)/f'{job.stem}.ipynb')
     run,holds = facts['run'],all(c.get('passed') is True for c in facts['claims'])
     status = 'timeout' if how['early'] else 'error' if how['error'] else 'passed' if holds else 'failed'
     return dict(chapter=job.chapter, profile=job.profile, seed=job.seed, parameters=job.parameters, status=status,
@@ -121,13 +121,14 @@ def row_of(job:Job, # what was run
                 sabotage=job.sabotage, shuffled=sum(s.get('rows', 0) for s in facts['sabotage']),
                 **{k: run.get(k) for k in ('device', 'gpu', 'processor', 'threads')}, data=facts['data'], own_data=how.get('own_data'),
                 **{k: run.get(k) or v for k,v in _here().items()}, sha256=how['sha256'],
-                notebook=f'{job.stem}.ipynb' if notebook.exists() else None, claims=facts['claims'], kept=facts['kept'])
+                notebook=f'{job.stem}.ipynb' if notebook.exists() else None, **{k: facts[k] for k in ('claims', 'kept', 'methods')})
 
 def write_row(job:Job, # what was run
               row:dict, # its record
               out:Path, # run folder
              )->dict: # the record; an error where it could not be written
-    "Write a record beside its notebook"
+    "Write a record beside its notebook, and the page, if it was asked for"
+    if job.report: write_page(job, row, out)
     try: write_whole(Path(out)/f'{job.stem}.json', to_json(row))
     except OSError as e: row.update(status='error', error=row['error'] or f'the record could not be written: {e}')
     return row
@@ -149,6 +150,7 @@ def run_one(job:Job, # what to run
     try:
         notebook.parent.mkdir(parents=True, exist_ok=True)
         for p in (notebook, record): p.unlink(missing_ok=True)
+        if job.report: clear(notebook.with_suffix(''))
         before = own_data(job)
         how |= process(job, describe(job.path)['parameters'].get('dataset'), notebook, timeout, stop, tell, crew)
         if own_data(job) == before: how['own_data'] = before
@@ -185,6 +187,7 @@ def finished(job:Job, # what is to be run
     if not row or row['status'] not in ('passed', 'failed') or not (Path(out)/f'{job.stem}.ipynb').exists(): return None
     text,params = hashlib.sha256(Path(job.path).read_bytes()).hexdigest(),json.loads(to_json(job.parameters))
     if (row['chapter'], row.get('sha256'), row.get('parameters')) != (job.chapter, text, params): return None
+    if job.report and not (Path(out)/job.stem/'RESULT.html').exists(): return None
     try: return row if row.get('own_data', {}) == own_data(job) else None
     except OSError: return None # the run says what cannot be read
 
@@ -257,8 +260,7 @@ def run(work, # list of `Job`, from `plan`
     "Run jobs side by side; one that breaks is a record like any other"
     stop,lock,rows,out = threading.Event(),threading.Lock(),{},Path(out)
     needs = kept.needs if kept else {}
-    left = []
-    jobs = jobs or how_many(work, needs)
+    jobs,left = jobs or how_many(work, needs),[]
     threads = threads_of(work, jobs)
     for job in work:
         if row := known(job, out, resume, kept, threads, device): settle(job, row, rows, out, tell)

@@ -270,6 +270,8 @@ def process(job, # a `runner.Job`
         (tmp/'work').mkdir()
         tag = f'{os.environ.get("MEDLEARN_JOB", "")}/{tmp.name}'
         env = dict(MEDLEARN_JOB=tag, IPYTHONDIR=str(tmp/'ipython'), JUPYTER_RUNTIME_DIR=str(tmp/'runtime'))
+        env |= dict(MEDLEARN_MODEL=str(notebook.with_suffix('')) if job.report else '',
+                    MEDLEARN_ABOUT=json.dumps(dict(chapter=job.chapter, profile=job.profile, seed=job.seed)))
         if job.sabotage: env['MEDLEARN_SABOTAGE'] = job.sabotage
         order = asdict(job) | dict(path=str(copy), notebook=str(notebook), tmp=str(tmp), tag=tag, env=env, own=own, cold=crew.starts_cold())
         worker = crew.take()
