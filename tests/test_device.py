@@ -14,6 +14,7 @@ from medlearn.data.rhythms import simulated_ecg
 from medlearn.data.text import Vocab
 from medlearn.foundations.sequences import read_all, sequence_net
 from medlearn.foundations.augmentation import Augment
+from medlearn.foundations.budget import Budget
 from medlearn.foundations.loading import tensor_loaders
 from medlearn.foundations import judging
 from medlearn.foundations.training import EMA,features,fit,one_cycle,predict,small_cnn
@@ -144,7 +145,7 @@ def reader(kind):
 
 def tagger():
     _, vocab, tags, data = test_sequences_entities.ner_sets(30)
-    learn = entities.fit_tagger(test_sequences_entities.build('lstm', vocab, tags), data.take(range(20)), data.take(range(20, 30)), 1, bs=8, device='cuda')
+    learn = entities.fit_tagger(test_sequences_entities.build('lstm', vocab, tags), data.take(range(20)), data.take(range(20, 30)), Budget(4), bs=8, device='cuda')
     assert len(entities.tags_of(learn, data)) == 30
     return learn.model
 

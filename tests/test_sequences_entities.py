@@ -8,6 +8,7 @@ from torch import nn
 from batches import differ
 from medlearn.data.entities import entity_f1,ncbi_disease,read_iob,Tagged
 from medlearn.data.text import Vocab
+from medlearn.foundations.budget import Budget
 from medlearn.foundations.evaluation import estimate, resample
 from medlearn.foundations.sequences import Recurrent, Transformer
 from medlearn.kit.cards import DataError
@@ -95,7 +96,7 @@ def test_tagger_gives_the_same_in_a_batch_and_alone(kind):
 @pytest.mark.parametrize('kind,learned', [('lstm', True), ('lstm', False), ('transformer', True)])
 def test_tagger_learns_endings_and_reads_longer_sentences(kind, learned):
     rows, vocab, tags, data = ner_sets(120)
-    learn = S.fit_tagger(build(kind, vocab, tags, learned), data.take(range(80)), data.take(range(80, 100)), 12, 1e-2, 8, 'cpu')
+    learn = S.fit_tagger(build(kind, vocab, tags, learned), data.take(range(80)), data.take(range(80, 100)), Budget(120), 1e-2, 8, 'cpu')
     pred = S.tags_of(learn, data.take(range(100, 120)), bs=7)
     assert entity_f1([s.tags for s in rows[100:]], pred).loc['all', 'F1'] > .7
     far = Tagged(['the']*200 + ['bcdfitis'], ['O']*201)
@@ -118,7 +119,7 @@ def test_ncbi_is_learned_a_little_from_a_part():
     train, test = read_iob(NER/'train.tsv')[:400], read_iob(NER/'test.tsv')[:200]
     vocab, tags = Vocab([[w.lower() for w in s.tokens] for s in train], 2), S.tag_names(train)
     sets = [S.tag_set(x, vocab, tags) for x in (train[:300], train[300:], test)]
-    learn = S.fit_tagger(build('lstm', vocab, tags), *sets[:2], 12, 1e-2, 8, 'cpu')
+    learn = S.fit_tagger(build('lstm', vocab, tags), *sets[:2], Budget(300), 1e-2, 8, 'cpu')
     assert entity_f1([s.tags for s in test], S.tags_of(learn, sets[2])).loc['all', 'F1'] > .2
 
 
