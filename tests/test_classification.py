@@ -7,9 +7,10 @@ from medlearn.data.images import ImageSet
 from medlearn.foundations.augmentation import Augment
 from medlearn.foundations.loading import tensor_loaders
 from medlearn.foundations.training import fit,predict
-from medlearn.foundations.evaluation import Judge
-from medlearn.imaging.classification import (accuracy, baseline, classic_cnn, harmless, known_as, largest_losses,
-                                             pixel_baseline, ready_made, score_table, youden)
+from medlearn.foundations.evaluation import auroc, Judge
+from medlearn.foundations.budget import Budget
+from medlearn.imaging.classification import (accuracy, baselines, brier_gain, classic_cnn, harmless, known_as, largest_losses,
+                                             ready_made, regression, score_table, shrunk, summaries, temperature, tempered, youden)
 from medlearn.kit.cards import DataError
 
 
@@ -49,7 +50,7 @@ def test_one_seed_one_result():
 @pytest.mark.parametrize('arch', ['resnet18', 'vgg11_bn', 'alexnet'])
 def test_ready_made_networks_train(arch):
     data = squares(24)
-    learn = ready_made(data, arch, epochs=1)
+    learn = ready_made(data, arch, budget=Budget(1))
     assert isinstance(learn, Learner) and predict(learn, data.images).shape == (24, 2)
 
 
@@ -63,7 +64,7 @@ def test_pretrained_weights_come_from_the_cache_or_say_how(tmp_path, monkeypatch
     weights = torchvision.models.resnet18().state_dict()
     (tmp_path/'checkpoints').mkdir(exist_ok=True)
     torch.save(weights, tmp_path/'checkpoints'/name)
-    learn = ready_made(data, 'resnet18', pretrained=True, epochs=1, lr=1e-6)
+    learn = ready_made(data, 'resnet18', pretrained=True, budget=Budget(1), lr=1e-6)
     got = learn.model.state_dict()
     key = next(k for k in got if k.endswith('4.0.conv1.weight'))
     torch.testing.assert_close(got[key].cpu(), weights['layer1.0.conv1.weight'], atol=1e-3, rtol=0)
@@ -73,9 +74,45 @@ def test_an_unknown_architecture_names_the_known_ones():
     with pytest.raises(ValueError, match='vgg11_bn'): ready_made(squares(24), 'resnet81')
 
 
-def test_baseline_sees_brightness():
-    data = squares(k=3)
-    assert (pixel_baseline(data)['test'].argmax(1) == data.part('test').labels).mean() > .9
+@pytest.mark.parametrize('kw', [dict(k=3), dict(k=3, channels=3), dict(k=3, multilabel=True)])
+def test_baselines_see_brightness(kw):
+    data = squares(**kw)
+    for x in (shrunk(data.images), summaries(data.images)):
+        p, y = regression(data, x)['test'], data.part('test').labels
+        assert x.dtype == np.float32 and np.isfinite(x).all() and p.shape == (60, 3)
+        assert (p.argmax(1) == (y.argmax(1) if y.ndim == 2 else y)).mean() > .9
+
+
+def test_a_baseline_is_chosen_among_classes_that_are_there():
+    "Forty classes, of which the sample of training and the validation split lack some: no NaN among which max chooses"
+    rng, k = np.random.default_rng(0), 40
+    y = np.r_[np.arange(k), rng.integers(0, k - 5, 560)]
+    x = rng.normal(y[:, None]*np.ones(4), 2).astype(np.float32)
+    split = np.repeat(['train', 'valid', 'test'], [400, 100, 100])
+    data = ImageSet(np.zeros((600, 2, 2), np.uint8), y, split, [str(i) for i in range(k)], 'many')
+    p = regression(data, x, n=200)
+    assert all(np.isfinite(v).all() and v.shape == (100, k) for v in p.values())
+    close = abs(p['test'].argmax(1) - y[500:])
+    assert np.median(close) < 5
+
+
+def test_probabilities_are_brought_to_the_shares_of_the_classes():
+    rng = np.random.default_rng(0)
+    y = (rng.random(4000) < .1).astype(int)
+    z = rng.normal(2*y - 1, 1) # balanced, its log odds are 2z
+    balanced = 1/(1 + np.exp(-6*z)) # three times too sure
+    p = np.c_[1 - balanced, balanced]
+    shares = np.array([.9, .1])
+    t = temperature(p, y, shares)
+    q = tempered(p, shares, t)
+    assert t == pytest.approx(3, rel=.2) and q[:, 1].mean() == pytest.approx(.1, abs=.015)
+    assert auroc(y == 1, q[:, 1])[0] == pytest.approx(auroc(y == 1, balanced)[0], abs=1e-4)
+    data = ImageSet(np.zeros((4000, 2, 2), np.uint8), y, np.repeat('test', 4000), ['no', 'yes'], 'some')
+    judge = Judge(data, 100)
+    value, low, high = brier_gain(judge, q, shares)
+    assert high < 0 and value == pytest.approx(((q[:, 1] - y)**2).mean() - ((.1 - y)**2).mean(), abs=1e-6)
+    both = np.c_[p[:, 1], p[:, 1]]
+    assert temperature(both, np.c_[y, y]) > 1 and tempered(both, None, 1.) == pytest.approx(both, abs=1e-6)
 
 
 def test_models_beside_each_other():
@@ -115,5 +152,5 @@ def test_sets_are_known_without_their_size_and_changed_as_they_may():
     named = lambda n: known_as(dataclasses.replace(squares(24), name=n))
     assert [named(n) for n in ('pathmnist_64', 'mine.npz', 'lidc_nodules')] == ['pathmnist', 'mine', 'lidc_nodules']
     assert harmless('organamnist').flip == 0 and harmless('pneumoniamnist').flip > 0 and harmless('lidc_nodules').zoom == 0
-    name, base = baseline(squares())
-    assert 'logistic' in name and base['test'].shape == (60, 2)
+    base = baselines(squares())
+    assert all('logistic' in name for name in base) and all(b['test'].shape == (60, 2) for b in base.values())
