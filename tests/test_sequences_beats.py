@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np, pytest, torch
 
 from medlearn.data.rhythms import beat_windows, simulated_ecg
+from medlearn.foundations.budget import Budget
 from medlearn.kit.cards import DataError
 from medlearn.kit.runner import plan, run
 from medlearn.sequences import beats as B
@@ -39,7 +40,7 @@ def test_wide_beats_are_learned_and_others_refused(strips):
     keep = w.labels != 2
     w = replace(w.take(keep), classes=['N', 'V'])
     torch.manual_seed(0)
-    learn, test = B.fit_beats(w, 4, device='cpu'), w.part('test')
+    learn, test = B.fit_beats(w, Budget(120), device='cpu'), w.part('test')
     p = B.beat_scores(learn, test, 100)
     assert np.allclose(p.sum(1), 1, atol=1e-5)
     assert all((p.argmax(1) == test.labels)[test.labels == k].mean() > .9 for k in (0, 1))
@@ -59,7 +60,7 @@ def test_chapter_reads_real_records(tmp_path, folder):
     part = tmp_path/'nbs'/'sequences'
     part.mkdir(parents=True)
     notebook = (Path(__file__).parents[1]/'nbs'/'sequences'/'05_beats.ipynb').read_text(encoding='utf-8')
-    for now, small in {'patients=210, epochs=3': 'patients=120, epochs=1', 'resamples=500': 'resamples=50'}.items():
+    for now, small in {'patients=210, budget=Budget(120)': 'patients=120, budget=Budget(40)', 'resamples=500': 'resamples=50'}.items():
         assert now in notebook
         notebook = notebook.replace(now, small)
     (part/'05_beats.ipynb').write_text(notebook, encoding='utf-8')
