@@ -121,7 +121,7 @@ def auroc(y:np.ndarray, # truth: bool, shape (n,); or (n, k), one column a class
          )->np.ndarray: # shape (b,), in [0, 1]; the mean over classes where there are several
     "Area under the ROC curve, weighted, ties counted half (Hanley and McNeil 1982)"
     y,score,w = check_scores(y, score, w=w)
-    return _auroc(y, score, w) if y.ndim == 1 else np.mean([_auroc(a, s, w) for a,s in zip(y.T, score.T)], axis=0)
+    return _auroc(y, score, w) if y.ndim == 1 else np.ma.masked_invalid([_auroc(a, s, w) for a,s in zip(y.T, score.T)]).mean(0).filled(np.nan) # of those it has
 def _auroc(y, score, w):
     order = np.argsort(score, kind='stable')
     y,score,w = y[order],score[order],w[:, order]
@@ -137,7 +137,7 @@ def average_precision(y:np.ndarray, # truth: bool, shape (n,); or (n, k), one co
                      )->np.ndarray: # shape (b,), in [0, 1]; the mean over classes where there are several
     "Area under the precision-recall curve by steps, weighted"
     y,score,w = check_scores(y, score, w=w)
-    return _ap(y, score, w) if y.ndim == 1 else np.mean([_ap(a, s, w) for a,s in zip(y.T, score.T)], axis=0)
+    return _ap(y, score, w) if y.ndim == 1 else np.ma.masked_invalid([_ap(a, s, w) for a,s in zip(y.T, score.T)]).mean(0).filled(np.nan) # of those it has
 def _ap(y, score, w):
     order = np.argsort(-score, kind='stable')
     last = np.flatnonzero(np.diff(score[order], append=np.nan) != 0)
