@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from .events import layout,Records
+from .records import which_is_yes
 from .splits import split_by_group
 from ..kit.cards import DataError,unknown_name
 
@@ -54,14 +55,17 @@ class _Flow:
     def table(self): return pd.DataFrame(self.rows, columns=['step', 'people', 'left out', 'why'])
 
 # %% ../../nbs/data/17_cohorts.ipynb #608ed7fd
-def _answers(records, at, event):
+def _plain_text(v): return f'{v:g}' if isinstance(v, (int, float, np.number)) else str(v)
+def _in_order(texts): return sorted(texts, key=float) if pd.to_numeric(pd.Series(texts), errors='coerce').notna().all() else sorted(texts)
+def _answers(records, at, event, positive):
     "Day of the answer, and the classes with their numbers, by event or by label"
     ids,none = records.people.index,pd.Series(np.nan, records.people.index)
     if event is None:
         if records.outcomes is None: raise DataError(f'{records.name} has no outcomes: say which event is asked about.')
-        classes = sorted(records.outcomes.label.dropna().unique())
-        label = records.outcomes.label.map({c: i for i,c in enumerate(classes)}).reindex(ids)
-        return records.outcomes.get('time', none).reindex(ids), [str(c) for c in classes], label
+        known = records.outcomes.label.dropna().map(_plain_text)
+        classes,_ = which_is_yes(_in_order(known.unique()), positive if positive is not None else records.positive, records.name)
+        numbers = {c: i for i,c in enumerate(classes)} if known.isin(classes).all() else {c: int(c == classes[1]) for c in known.unique()}
+        return records.outcomes.get('time', none).reindex(ids), classes, known.map(numbers).reindex(ids)
     kinds = records.events.event.unique()
     if event not in kinds: raise unknown_name(f'{records.name}: event', event, list(kinds))
     rows = records.events[records.events.event == event]
@@ -74,12 +78,13 @@ def landmark(records:Records, # of a source
              event:str=None, # what is predicted; default: the label in `outcomes`
              early:str=None, # an answer by the landmark: "exclude" or "refuse"; default: exclude for events, refuse for labels
              least:int=0, # measurements by the landmark that a person must have
+             positive:str=None, # label that is asked about; default: as the records say, or the one that is no word for alive or healthy
             )->Cohort: # also of people whose answer is not known: see `known`
     "The people at risk at a landmark, their history up to it, and what came after"
     ids = records.people.index
     if at is None: at = records.measurements.groupby('id').time.max().reindex(ids).fillna(0)
     start = pd.Series(at, index=ids, dtype=float)
-    came,classes,label = _answers(records, start, event)
+    came,classes,label = _answers(records, start, event, positive)
     by_then,what = came <= start,event or 'the outcome'
     early = early or ('exclude' if event else 'refuse')
     if early == 'refuse' and by_then.any():
@@ -102,7 +107,7 @@ def landmark(records:Records, # of a source
     res = pd.DataFrame(dict(patient=records.patients, label=label.fillna(-1).astype(int), time=last - start, event=yes)).loc[flow.ids]
     ids = flow.ids
     flow.drop(label.fillna(-1) < 0, 'answer known' + (f' at day {stop.iloc[0]:g}' if horizon and start.nunique() == 1 else ''), f'follow-up ended before, without {what}')
-    asked = f'{what}' + (f' within {horizon:g} days' if horizon else '') + f' after {day}'
+    asked = what + f' {classes[1]}'*(event is None and len(classes) == 2) + (f' within {horizon:g} days' if horizon else '') + f' after {day}'
     return Cohort(seen, start.loc[ids], res, classes, flow.table, asked)
 
 # %% ../../nbs/data/17_cohorts.ipynb #bba74dc5
@@ -160,6 +165,7 @@ class Vocabulary:
 def summaries(cohort:Cohort, # from `landmark`
               vocabulary:Vocabulary=None, # of the training records; default: of this cohort
               unknown:str='refuse', # variables and events outside the vocabulary: "refuse" or "drop"
+              extremes:bool=False, # also "hdl min" and "hdl max"
              )->pd.DataFrame: # a row a person: "hdl last", "hdl days since", "hdl mean", "hdl count", "had htn", and the columns of people
     "What was known of each person at the landmark, as one row of numbers"
     vocabulary = vocabulary or Vocabulary.of(cohort.history)
@@ -172,10 +178,10 @@ def summaries(cohort:Cohort, # from `landmark`
                             'the inputs. Cut the records with `until`.')
     h = vocabulary.check(h, unknown)
     g = h.measurements.groupby(['id', 'variable'], observed=True)
-    each = g.agg(last=('value', 'last'), since=('time', 'last'), mean=('value', 'mean'), count=('value', 'size'))
+    each = g.agg(last=('value', 'last'), since=('time', 'last'), mean=('value', 'mean'), count=('value', 'size'), **(dict(min=('value', 'min'), max=('value', 'max')) if extremes else {}))
     each['since'] = each.index.get_level_values('id').map(cohort.at).to_numpy() - each['since']
     wide = each.rename(columns=dict(since='days since')).unstack('variable').swaplevel(axis=1)
-    columns = pd.MultiIndex.from_product([vocabulary.variables, ['last', 'days since', 'mean', 'count']])
+    columns = pd.MultiIndex.from_product([vocabulary.variables, ['last', 'days since', 'mean', 'count', *['min', 'max']*extremes]])
     wide = wide.reindex(index=ids, columns=columns)
     wide.columns = [' '.join(c) for c in wide]
     counts = [f'{v} count' for v in vocabulary.variables]

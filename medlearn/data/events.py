@@ -28,6 +28,7 @@ class Records:
     name: str = ''
     units: dict = field(default_factory=dict) # variable -> unit
     counts: dict = field(default_factory=dict) # what reading did: rows, out of order, repeated ...
+    positive: str = None # label that is asked about, if it was said
 
     def __post_init__(self):
         if not self.people.index.is_unique: raise DataError(f'{self.name}: id {self.people.index[self.people.index.duplicated()][0]} has two rows in people. Keep one.')

@@ -25,8 +25,8 @@ def _number(df, column, path, missing=None):
     if bad.any():
         said = df[column][bad.idxmax()]
         do = ('Give days from day zero of each patient, such as 7.4, no dates.' if column == 'time' else
-              f'What was not measured has no row; or read the folder with missing=({said!r},).' if not_known([said])[0] and column == 'value' else
-              f'If it says that nothing is known, read the folder with missing=({said!r},).' if not_known([said])[0] else 'Write 7.4, not 7,4 or >7.')
+              f'What was not measured has no row; or say missing = ["{said}"] in dataset.toml.' if not_known([said])[0] and column == 'value' else
+              f'If it says that nothing is known, say missing = ["{said}"] in dataset.toml.' if not_known([said])[0] else 'Write 7.4, not 7,4 or >7.')
         raise DataError(f'{path}: row {bad.idxmax()}: {column} {said!r} of {df.id[bad.idxmax()]} is not a number ({bad.sum()} such rows). {do}')
     return res.astype(float).where(~gone)
 
@@ -47,7 +47,7 @@ def _outcomes(path, unknown, missing):
     dark = pd.Series(not_known(df.label), df.index) & (unknown != 'keep')
     if unknown == 'refuse' and dark.any():
         raise DataError(f'{path}: row {dark.idxmax()}: the label {df.label[dark.idxmax()]!r} of {df.id[dark.idxmax()]} says that the outcome is not known ({dark.sum()} such rows). '
-                        'Read the folder with unknown="leave out", or, if it is a class, with unknown="keep".')
+                        'Say unknown = "leave out" in dataset.toml, or, if it is a class, unknown = "keep".')
     left,df = set(df.id[dark]),df[~dark]
     if not len(df): raise DataError(f'{path}: no outcome is known. Two classes at least are needed.')
     if df.label.nunique() < 2: raise DataError(f'{path}: all labels are {df.label.iloc[0]!r}. Two at least are needed.')
@@ -63,13 +63,23 @@ def _outcomes(path, unknown, missing):
         if c != 'patient': _no_codes(people.assign(id=df.id), c, path, c)
     return out.set_axis(df.id),people.set_axis(df.id),left
 
+# %% ../../nbs/data/18_hospital.ipynb #e99c3c9c
+def _start(folder, df, missing):
+    "What is known of each id from the start, where there are no outcomes"
+    file = next((folder/n for n in ('people.csv', 'people.csv.gz', 'outcomes.csv', 'outcomes.csv.gz') if (folder/n).is_file()), None)
+    if file is None: return pd.DataFrame(index=pd.Index(df.id.unique(), name='id'))
+    who = text_table(file, ['id'], 'Wanted: id, and what is known from the start.')
+    if who.id.duplicated().any(): raise DataError(f'{file}: row {who.id.duplicated().idxmax()}: {who.id[who.id.duplicated()].iloc[0]} is there twice. Keep one.')
+    return pd.DataFrame({c: who[c] if c == 'patient' else _number(who, c, file, missing) for c in who if c not in ('id', 'label', 'time')}, index=who.index).set_axis(who.id)
+
 # %% ../../nbs/data/18_hospital.ipynb #399babaa
 def read_records(folder, # holds measurements.csv and outcomes.csv, or either as .csv.gz
                  unsorted:str='sort', # or "refuse", see `tidy`
                  twice:str='mean', # or "first", "last", "refuse"
-                 labelled:bool=True, # False: there is no outcomes.csv, the model is to say
+                 labelled:bool=True, # False: there are no outcomes, the model is to say; what is known from the start may stand in people.csv, or in outcomes.csv, whose labels are not read
                  unknown:str='refuse', # outcomes that are not known, see `not_known`: "refuse", "leave out" with all their rows, or "keep" as a class
                  missing:tuple=None, # codes for *not measured*, such as (-9, "NA"): their rows are left out; (): there are none; default: what looks like one is refused
+                 positive:str=None, # the outcome that is asked about; default: the one that is no word for alive or healthy
                 )->Records: # ids are texts; follow-up has no end
     "Records of a user's folder, checked: UTF-8, commas between columns, a point in decimals, time in days"
     if unknown not in ('refuse', 'leave out', 'keep'): raise ValueError(f'unknown is {unknown!r}: it is refuse, leave out or keep')
@@ -81,17 +91,22 @@ def read_records(folder, # holds measurements.csv and outcomes.csv, or either as
     far = df.time.abs() > 40_000
     if far.any(): raise DataError(f'{files[0]}: row {far.idxmax()}: time {df.time[far.idxmax()]:.15g} of {df.id[far.idxmax()]} is more than a life in days ({far.sum()} such rows). Give days from day zero of each patient.')
     for v,rows in df.groupby('variable') if missing is None else (): _no_codes(rows, 'value', files[0], v)
-    out,people,dark = _outcomes(files[1], unknown, missing) if labelled else (None, pd.DataFrame(index=pd.Index(df.id.unique(), name='id')), set())
+    out,people,dark = _outcomes(files[1], unknown, missing) if labelled else (None, _start(folder, df, missing), set())
     coded,df = int(df.value.isna().sum()),df[df.value.notna() & ~df.id.isin(dark)]
     lost = ~df.id.isin(people.index)
-    if lost.any():
-        raise DataError(f'{files[0]}: row {lost.idxmax()}: {df.id[lost.idxmax()]} has no outcome in {files[1].name} ({df.id[lost].nunique()} such ids). Add it, or leave these rows out.')
+    lacks = f'has no outcome in {files[-1].name}' if labelled else 'is in no row of people.csv or outcomes.csv'
+    if lost.any() and unknown != 'leave out':
+        raise DataError(f'{files[0]}: row {lost.idxmax()}: {df.id[lost.idxmax()]} {lacks} ({df.id[lost].nunique()} such ids). Add it, or say unknown = "leave out" in dataset.toml.')
+    dark,df = dark | set(df.id[lost]),df[~lost]
+    if positive is not None: which_is_yes(sorted(out.label.unique()), positive, str(files[1]))
+    both = [c for c in people if c in set(df.variable)]
+    people = people.rename(columns={c: f'{c} from the start' for c in both})
     m,counts = tidy(df, unsorted, twice, str(files[0]))
     counts['ids without measurements'] = int((~people.index.isin(df.id)).sum())
-    counts |= {k: n for k,n in (('coded as missing', coded), ('outcomes not known', len(dark))) if n}
+    counts |= {k: n for k,n in (('coded as missing', coded), ('outcomes not known', len(dark)), ('names both measured and in outcomes.csv', len(both))) if n}
     used_together(folder.name, files)
     events = pd.DataFrame(dict(id=m.id[:0], time=m.time[:0], event=m.variable[:0]))
-    return Records(m, events, people, pd.Series(np.inf, people.index), out, folder.name, counts=counts)
+    return Records(m, events, people, pd.Series(np.inf, people.index), out, folder.name, counts=counts, positive=positive)
 
 # %% ../../nbs/data/18_hospital.ipynb #e42a78e5
 _needed = dict(PATIENTS=['subject_id', 'gender', 'dob'], ADMISSIONS=['subject_id', 'hadm_id', 'admittime', 'dischtime', 'deathtime', 'admission_type'],

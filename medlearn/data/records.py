@@ -132,8 +132,17 @@ def code_like(values # measurements of one kind, shape (n,)
             if abs(rest - end).min() > np.ptp(rest) > 0: return float(end[0])
             if end[0] < 0 and len(v) - len(rest) >= 3 and len(np.unique(rest)) > 2: return float(end[0])
 
-# %% ../../nbs/data/13_records.ipynb #ba4e830d
+# %% ../../nbs/data/13_records.ipynb #cde57fe3
 #@title A CSV file as text
+def _plain_rows(text, sep, lower, needs, may):
+    "A large file without quotes, blank lines, spaces and faults, read at once; None: it has to be read with care"
+    if len(text) < 1_000_000 or '"' in text or ' ' in text or '\n\n' in text or '\r\n\r' in text or not text.endswith('\n'): return None
+    try: df = pd.read_csv(io.StringIO(text), sep=sep, dtype=str, keep_default_na=False, index_col=False).rename(columns=str.lower if lower else str)
+    except (ValueError, pd.errors.ParserError): return None
+    even = text.count('\n') == len(df) + 1 and text.count(sep) == (len(df.columns) - 1)*(len(df) + 1) # no row is longer or shorter
+    fine = even and df.columns.is_unique and {*needs} <= {*df} and not df.isna().any(axis=None) and not any(df[c].eq('').any() for c in set(needs) - set(may))
+    return df.set_axis(range(2, len(df) + 2), axis=0) if fine and len(df) else None
+
 def text_table(path:Path, # of the file; `.gz` is unpacked
                needs:list, # columns that it must have, without empty cells
                do:str, # what to do where it is not there, for messages
@@ -152,6 +161,8 @@ def text_table(path:Path, # of the file; `.gz` is unpacked
         row = raw[:e.start].count(b'\n') + 1
         raise DataError(f'{path}: row {row} is not UTF-8 (byte {raw[e.start]:#04x}). Save the file as UTF-8.') from None
     tabs = Path(path.name.removesuffix('.gz')).suffix == '.tsv'
+    quick = _plain_rows(text, ',\t'[tabs], lower, needs, may)
+    if quick is not None: return quick
     lines,whole = csv.reader(io.StringIO(text, newline=''), strict=True, delimiter='\t' if tabs else ','),text.endswith(('\n', '\r'))
     try: rows = [(i, [v.strip() for v in r]) for i,r in enumerate(lines, 1) if any(r)]
     except csv.Error as e: raise DataError(f'{path} is not a table: line {lines.line_num}: {e}. {do}') from None
@@ -174,7 +185,7 @@ def text_table(path:Path, # of the file; `.gz` is unpacked
         if blank.any(): raise DataError(f'{path}: row {blank.idxmax()} has no {c} ({blank.sum()} such rows). What was not measured has no row.')
     return df
 
-# %% ../../nbs/data/13_records.ipynb #5706fc7a
+# %% ../../nbs/data/13_records.ipynb #546a2c82
 _calm = frozenset('''normal healthy negative neg no n none benign control controls absent false 0 lived alive living survived survivor survivors survival
 discharged recovered cured unaffected well stable censored'''.split())
 def which_is_yes(classes, # names, one each
@@ -192,7 +203,7 @@ def which_is_yes(classes, # names, one each
     why = 'as asked' if positive is not None else '1 is taken for yes: if 0 means yes, say positive = "0"' if plain else 'the other is a word for healthy or alive' if any(calm) else 'last in the alphabet: positive = "..." names another'
     return classes[::-1] if turn else classes, why
 
-# %% ../../nbs/data/13_records.ipynb #0a5f2f6b
+# %% ../../nbs/data/13_records.ipynb #15f5097b
 def _clean(s, path, codes):
     "One text column: numbers, or texts; nothing where a code or a word for *not known* stands"
     number = pd.to_numeric(s, errors='coerce')
@@ -208,8 +219,7 @@ def _clean(s, path, codes):
 
 def _no_use(s):
     "Why a column is of no use, or ''"
-    kinds = s.nunique()
-    if kinds < 2: return 'the same in all rows' if kinds else 'nothing in it'
+    if (kinds := s.nunique()) < 2: return 'the same in all rows' if kinds else 'nothing in it'
     if s.dtype.kind != 'f' and kinds > max(20, len(s)//20): return 'names or free text'
     step = s.diff().dropna()
     if s.dtype.kind == 'f' and len(s) > 9 and kinds == len(s) and (s%1 == 0).all() and step.nunique() == 1: return 'counts the rows'
@@ -238,7 +248,7 @@ def _row_splits(df, path, split, groups, y, fractions, seed):
     if named.isna().any(): raise DataError(f'{path}: row {named.isna().idxmax()}: {split} is {df[split][named.isna().idxmax()]!r}: it is train, valid or test. Or say split = "" and the rows are split here.')
     return named.to_numpy(str),f'as the column {split} says'
 
-# %% ../../nbs/data/13_records.ipynb #80048685
+# %% ../../nbs/data/13_records.ipynb #7fa1e4e9
 #@title The reader
 def read_table(path:str, # of a CSV file, a row a patient, a heading above
                label:str='label', # column of the answer
