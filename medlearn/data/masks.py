@@ -76,10 +76,11 @@ class MaskSet(Splits):
         some |= {k: [v[i] for i in idx] for k in ('boxes', 'labels') if (v := getattr(self, k)) is not None}
         return replace(self, **some, table=None if self.table is None else self.table.iloc[idx].reset_index(drop=True))
 
-    def at_most(self, pixels, seed=0)->'MaskSet':
-        "All images, or as many at random as have so many pixels together"
-        n = max(2, int(pixels/self.images[0, ..., 0].size if self.colour else pixels/self.images[0].size))
-        return self if n >= len(self) else self.take(np.sort(np.random.default_rng(seed).permutation(len(self))[:n]))
+    def at_most(self, seed=0, **pixels)->'MaskSet':
+        "All images, or of each split named as many at random as have so many pixels together"
+        rng,keep,each = np.random.default_rng(seed),np.ones(len(self), bool),self.images[0].size//(3 if self.colour else 1)
+        for s,most in pixels.items(): keep[rng.permutation(np.flatnonzero(self.split == s))[max(2, int(most//each)):]] = False
+        return self if keep.all() else self.take(keep)
 
     def picture(self, i)->tuple: # image, and mask or None; of a volume the slice with most of the mask
         "What is shown of one image"

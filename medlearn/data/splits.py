@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['duplicates', 'Splits', 'split_by_group', 'tied', 'patients_in', 'split_files', 'published_split', 'patients_likely',
-           'people', 'check_leak']
+           'people', 'check_leak', 'sampled']
 
 # %% ../../nbs/data/02_splits.ipynb #febb3e50
 import hashlib,math,re
@@ -177,8 +177,9 @@ def people(data:Splits # of pictures, with masks or boxes
     parts = {s: data.part(s) for s in data.splits}
     res = []
     if data.groups is not None:
-        each = {s: len(set(p.groups)) for s,p in parts.items()}
-        res.append(f'{len(set(data.groups))} patients are named, and none is in two splits: ' + ', '.join(f'{s} {n}' for s,n in each.items()) + '.')
+        each,everyone = {s: len(set(p.groups)) for s,p in parts.items()},len(set(data.groups))
+        twice = sum(each.values()) - everyone
+        res.append(f'{everyone} patients are named, and {"none is" if not twice else f"**{twice} are**"} in two splits: ' + ', '.join(f'{s} {n}' for s,n in each.items()) + '.')
         if each.get('test', 9) < 5: res.append(f'An interval over patients needs five of them in the test split, which has {each["test"]}: values stand without one.')
     else:
         res.append('No patients are named, so each picture counts for itself.')
@@ -201,3 +202,26 @@ def check_leak(split:np.ndarray, # split of each row, shape (n,)
     if len(torn) and sabotage() != 'leak': raise DataError(f'patient {torn.index[0]} is in {" and ".join(torn.iloc[0])} ({len(torn)} such patients). '
                                   'Split by patient: split_by_group(groups, labels).')
     return len(where)
+
+def sampled(data, # with `split`, `take` and `groups`: pictures, masks, reports
+            n:int=None, # rows at most; None keeps all
+            seed:int=0, # of the draw
+           )->tuple: # the data, or n rows of them; and a sentence, or ''
+    "A random sample of a large set: each split keeps its share, patients stay whole, no class is lost"
+    if not n or len(data) <= n: return data,''
+    rng,split = np.random.default_rng(seed),np.asarray(data.split)
+    who = np.arange(len(data)) if getattr(data, 'groups', None) is None else np.unique(data.groups, return_inverse=True)[1]
+    y = getattr(data, 'labels', None)
+    plain = isinstance(y, np.ndarray) and len(y) == len(data)
+    kinds = np.zeros(len(data), int) if not plain else y if y.ndim == 1 else np.unique(y, axis=0, return_inverse=True)[1].ravel()
+    keep = np.zeros(len(data), bool)
+    for s in dict.fromkeys(split):
+        at = np.flatnonzero(split == s)
+        order = np.argsort(rng.permutation(who.max() + 1)[who[at]], kind='stable')
+        at = at[order]
+        chosen = np.arange(len(at)) < max(1, round(n*len(at)/len(data)))
+        chosen[np.unique(kinds[at], return_index=True)[1]] = True # the first of each class
+        keep |= (split == s) & np.isin(who, who[at[chosen]])
+    res = data.take(keep)
+    said = f'{len(res):,} of {len(data):,}, drawn at random (seed {seed}), each split with its share'
+    return res,f'Of {data.name or "the data"} this run took {said}: a full run takes more.'
