@@ -45,7 +45,7 @@ kinds = dict(
     entities=Kind('sentences with tagged words', 'entities:read_entities'),
     ptbxl=Kind('PTB-XL', 'tracings:ptbxl'),
     wfdb=Kind('a WFDB record', 'tracings:read_wfdb'),
-    wfdb_folder=Kind('a folder of WFDB records with labelled beats', 'rhythms:read_wfdb_folder'),
+    wfdb_folder=Kind('a folder of WFDB records with labelled beats', 'studies:read_wfdb_folder'),
     table=Kind('a table, a row a patient, with a label column', 'records:read_table'),
     joint=Kind('pictures and a table, joined by id', 'joint:read_joint'))
 
@@ -107,7 +107,7 @@ def options(kind:str # name in `kinds`
     from fastcore.docments import docments
     notes,rows = docments(reader, full=True),{}
     for i,(name,p) in enumerate(inspect.signature(reader).parameters.items()):
-        if i == 0 or name in ('seed', 'masks', 'labelled', 'check', 'items', 'chunk'): continue
+        if i == 0 or name in ('seed', 'masks', 'labelled', 'check', 'note', 'items', 'chunk'): continue
         rows[name] = dict(meaning=notes[name].docment, default='' if p.default is None else p.default, type=p.annotation)
     return pd.DataFrame(rows.values(), index=pd.Index(rows, name='option'), columns=['meaning', 'default', 'type'])
 

@@ -53,7 +53,7 @@ def _of_reports(d):
 def _of_signals(d):
     res = {'signals': repr(d)}
     if d.peaks is not None: res['beats'] = ', '.join(f'{s} {n:,}' for s,n in pd.Series(np.concatenate(d.symbols)).value_counts().items())
-    return res
+    return res | ({} if d.split is None else {'patients': _people(d.groups, len(d), 'record'), 'splits': _splits(d.split)})
 
 def _of_joint(d):
     return {'cases': f'{len(d):,}', 'modalities': ', '.join(f'{m} {"×".join(map(str, a.shape[1:]))}' for m,a in d.parts.items()), 'classes': ', '.join(d.classes),

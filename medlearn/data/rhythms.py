@@ -4,17 +4,14 @@
 
 # %% auto #0
 __all__ = ['waves', 'rhythms', 'beat_class', 'aami_class', 'simulated_ecg', 'match_peaks', 'rr_features', 'cut_windows',
-           'rhythm_of', 'beat_windows', 'read_wfdb_folder']
+           'rhythm_of', 'beat_windows']
 
 # %% ../../nbs/data/21_rhythms.ipynb #b54196af
-import warnings
 import numpy as np
 import pandas as pd
 from dataclasses import replace
-from pathlib import Path
 from .signals import beats,Signals
 from .splits import split_by_group
-from .tracings import faults,read_wfdb
 from ..kit.cards import DataError
 
 # %% ../../nbs/data/21_rhythms.ipynb #df0d236f
@@ -193,102 +190,3 @@ def beat_windows(s:Signals, # with peaks and symbols
     table = pd.DataFrame({'record': rec, 'sample': at, 'RR before': rr[:, 0], 'RR after': rr[:, 1]})
     return Signals(list(w), s.rate, s.leads + ['RR before', 'RR after']*context, s.groups[rec], f'beats of {s.name}',
                    np.array([classes.index(k) for k in kind]), classes, None if s.split is None else s.split[rec], table=table, simulated=s.simulated)
-
-# %% ../../nbs/data/21_rhythms.ipynb #bb164e92
-def _named(folder, file, default):
-    "Names of records in a list beside them; None where neither the list asked for nor the usual one is there"
-    p = folder/(file or default)
-    if not p.is_file():
-        if file: raise DataError(f'{p} is not there: it should name the records of one part, one a line. Correct train= and test=, or leave them out.')
-        return None
-    return [s.rsplit('/', 1)[-1] for line in p.read_text(encoding='utf-8').splitlines() if (s := line.split('#')[0].strip())]
-
-def _a_fifth(groups, y, seed):
-    "Patients, of whom there is a fifth, with as nearly a fifth of each kind of beat as a thousand draws find"
-    table = pd.crosstab(groups, y)
-    n = max(1, round(len(table)/5))
-    if len(table) < 2: raise DataError(f'patient {table.index[0]} is the only one with beats in training: validation needs another. Name more records in its list.')
-    draws = np.argsort(np.random.default_rng(seed).random((1000, len(table))), 1)[:, :n]
-    off = ((table.to_numpy()[draws].sum(1)/table.to_numpy().sum(0) - .2)**2).sum(1)
-    return table.index[draws[off.argmin()]]
-
-def _parts(folder, names, groups, y, record, lists, seed):
-    "Split of each record: as published, with validation from the patients of training, or by patient; None for a record in no list"
-    split = np.full(len(names), None, object)
-    if lists[0] is None:
-        split[record] = split_by_group(groups[record], y, (.5, .2, .3), seed)
-        return split
-    both = set(lists[0]) & set(lists[1])
-    if both: raise DataError(f'{folder}: record {min(both)} is named for training and for test. Take it out of one list.')
-    for part,these in zip(('train', 'test'), lists): split[np.isin(names, these)] = part
-    torn = set(groups[split == 'train']) & set(groups[split == 'test'])
-    if torn:
-        p = min(torn)
-        raise DataError(f'{folder}: patient {p} has records in training and in test: {", ".join(np.array(names)[groups == p])}. Take one of them out of its list.')
-    if (split == None).any():
-        warnings.warn(f'{folder}: {(split == None).sum()} records are in no list and left out, first {names[(split == None).argmax()]}')
-    among = np.isin(record, np.flatnonzero(split == 'train'))
-    split[(split == 'train') & np.isin(groups, _a_fifth(groups[record[among]], y[among], seed))] = 'valid'
-    return split
-
-def _one_record(head, rate, annotations, labelled):
-    "A record at a rate, or a sentence why it is left out"
-    s = read_wfdb(head, annotations=annotations, check=False)
-    if labelled and s.symbols is None: return f'{s.name} has no {annotations} file'
-    if s.rate < .9*rate: raise DataError(f'{head} has {s.rate:g} Hz: nothing makes {rate:g} of it. Give the lowest rate of the folder, rate = {s.rate:g}.')
-    gone = np.flatnonzero(~np.isfinite(s.mv[0]).all(1))
-    if len(gone): s = replace(s, mv=[np.delete(s.mv[0], gone, 0)], leads=[n for i,n in enumerate(s.leads) if i not in gone])
-    if not s.leads: return f'{s.name} has missing samples in every lead'
-    return s.at_rate(rate, change=True)
-
-def read_wfdb_folder(folder, # with a .hea, a .dat (or .dat.xz) and an .atr for each record
-                     leads:list=None, # names, in this order; default: those that all records have, or else the one that most have
-                     rate:float=100., # Hz that all records are brought to
-                     patients:dict=None, # patient of a record, where two are of one: {201 = "A", 202 = "A"}; default: a record is a patient
-                     train:str='', # file with the names of the training records; default ds1.txt, where ds2.txt is there, too
-                     test:str='', # file with the names of the test records; default ds2.txt
-                     annotations:str='atr', # ending of the files with the marks
-                     drop_bad:bool=False, # leave out records that cannot be read, instead of refusing the folder
-                     labelled:bool=True, # are marks wanted, and splits?
-                     seed:int=0, # of a split that is made here
-                    )->Signals: # whole records, with their beats; `table` has name and faults of each
-    "A folder of WFDB records: leads by name, one rate, patients, and the published split where there is one"
-    folder = Path(folder).expanduser()
-    heads,left,res = sorted(folder.glob('*.hea')),[],[]
-    if not heads: raise DataError(f'{folder} has no .hea file: no WFDB record lies there. Check the path.')
-    for head in heads:
-        if not any(f.name.removesuffix('.xz').endswith('.dat') for f in folder.glob(f'{head.stem}.*')):
-            left.append(f'{head.stem} has no .dat file')
-            continue
-        try: one = _one_record(head, rate, annotations, labelled)
-        except DataError as e:
-            if not drop_bad: raise
-            one = str(e)
-        (left if isinstance(one, str) else res).append(one)
-    if not res: raise DataError(f'{folder}: none of {len(heads)} records can be used: {left[0]}. Each needs .hea and .dat' + ', and .atr with its beats.'*labelled)
-    often = pd.Series([n for s in res for n in s.leads]).value_counts()
-    leads = list(leads or [n for n in res[0].leads if often[n] == len(res)] or [often.index[0]])
-    lost = [n for n in leads if n not in often]
-    if lost: raise DataError(f'{folder}: no record has the lead {lost[0]}. There are: {", ".join(f"{k} in {v}" for k,v in often.items())}.')
-    left += [f'{s.name} has no lead {next(n for n in leads if n not in s.leads)}' for s in res if not set(leads) <= set(s.leads)]
-    res = [replace(s, mv=[s.mv[0][[s.leads.index(n) for n in leads]]], leads=leads) for s in res if set(leads) <= set(s.leads)]
-    if not res: raise DataError(f'{folder}: no record has all of the leads {", ".join(leads)}. There are: {", ".join(f"{k} in {v}" for k,v in often.items())}.')
-    if left: warnings.warn(f'{folder}: {len(left)} of {len(heads)} records are left out: {"; ".join(left[:3])}' + '; ...'*(len(left) > 3))
-    return _as_one(folder, res, {str(k): str(v) for k,v in (patients or {}).items()}, (train, test), labelled, seed)
-
-def _as_one(folder, res, patients, lists, labelled, seed):
-    "Records of one lead and rate as one set"
-    names = np.array([s.name for s in res])
-    odd = set(patients) - set(names)
-    if odd and labelled: warnings.warn(f'{folder}: patients= names records that are not read: {", ".join(sorted(odd)[:3])}')
-    found = [faults(s.mv[0], s.rate, s.leads) for s in res]
-    table = pd.DataFrame(dict(record=names, seconds=[s.mv[0].shape[1]/s.rate for s in res], faults=[len(f) for f in found]))
-    joined = {k: [getattr(s, k)[0] for s in res] if res[0].symbols is not None else None for k in ('peaks', 'symbols')}
-    data = Signals([s.mv[0] for s in res], res[0].rate, res[0].leads, np.array([patients.get(n, n) for n in names]), folder.name, table=table, **joined)
-    if not labelled: return replace(data, peaks=None, symbols=None)
-    listed = [_named(folder, *a) for a in zip(lists, ('ds1.txt', 'ds2.txt'))]
-    if (listed[0] is None) != (listed[1] is None): raise DataError(f'{folder}: one list of records is there, and the other is missing: {"test" if listed[1] is None else "train"}. Give both, or neither.')
-    record,symbol = np.repeat(np.arange(len(res)), [len(p) for p in data.peaks]),np.concatenate(data.symbols)
-    y,known = np.array([aami_class.get(k, '') for k in symbol]),np.isin(symbol, list(aami_class))
-    split = _parts(folder, names, data.groups, y[known], record[known], listed, seed)
-    return replace(data, split=split.astype(str)).take(split != None)

@@ -239,6 +239,7 @@ def read_wfdb(path, # of the record, with or without .hea
               patient:str=None, # default the record's name
               annotations:str='atr', # ending of the annotation file; "" for none. It need not be there; a beat beyond the end is refused
               check:bool=True, # refuse missing, saturated and flat stretches, see `faults`
+              note:bool=True, # show the digests of its files
              )->Signals: # one record
     "A WFDB record in millivolts: its size and checksum must fit the header"
     head = Path(path) if str(path).endswith('.hea') else Path(f'{path}.hea')
@@ -250,7 +251,7 @@ def read_wfdb(path, # of the record, with or without .hea
     if annotations and marks.is_file():
         beats = _beats(head, marks, rate, x.shape[1])
         found,files = dict(peaks=[beats['sample'].to_numpy()], symbols=[beats['symbol'].to_numpy().astype(str)]),files + [marks]
-    for p in files: used(p.name, digest_of(p))
+    for p in files if note else (): used(p.name, digest_of(p))
     return Signals([x], rate, leads, np.array([patient or head.stem]), head.stem, **found)
 
 # %% ../../nbs/data/20_tracings.ipynb #eebed28a
