@@ -112,3 +112,54 @@ def test_a_dicom_file_is_read_as_the_network_was_taught(tmp_path):
     at = Path(get_testdata_file('CT_small.dcm'))
     told = new_cases(weights, config, at)
     assert list(told.index) == ['CT_small.dcm'] and np.allclose(told.sum(1), 1)
+
+
+# The detector of imaging/detection, handed over
+
+def test_a_detector_handed_over_finds_the_same_boxes_in_pixels_of_the_picture(tmp_path):
+    from medlearn.data.masks import MaskSet
+    from medlearn.foundations.augmentation import moments
+    from medlearn.foundations.loading import channels_first
+    from medlearn.imaging import detection as D
+    rng = np.random.default_rng(0)
+    images, boxes = rng.integers(0, 40, (24, 48, 64), dtype=np.uint8), []
+    for x in images:
+        r, c = rng.integers(2, 34), rng.integers(2, 50)
+        x[r:r+12, c:c+12] += 180
+        boxes.append(np.array([[c, r, c + 12, r + 12]], float))
+    split = np.repeat(['train', 'valid', 'test'], 8)
+    data = MaskSet(images, None, ['background', 'block'], split=split, name='blocks', boxes=boxes, labels=[np.ones(1, int)]*24)
+    torch.manual_seed(0)
+    dls = tensor_loaders(data, bs=4, kind='boxes')
+    net = D.PointDetector(D.Pyramid(1, 4, (8, 16), 16), 1)
+    learn = D.Learner(dls, net, loss_func=D.PointLoss(4))
+    with learn.no_bar(), learn.no_logging(): learn.fit(8, 1e-2)
+    scale = dls.valid.after_batch[0]
+    config = json.loads(json.dumps(dict(classes=['block'], shape=[48, 64], colour=False, scaled=True, stride=4, widths=[8, 16], out=16,
+                                        mean=scale.mean.flatten().tolist(), std=scale.std.flatten().tolist(), cut=.05)))
+    weights = net.state_dict()
+    folder = as_folder(tmp_path/'new', images[:4])
+    told, own = D.new_cases(weights, config, folder), D.detect(learn, images[:4])
+    kept = [(b, s) for b, _, score in own for b, s in zip(b, score) if (s >= .05)]
+    some = told.dropna()
+    assert len(some) == len(kept) > 0 and set(told.index) == {f'p{i:03}' for i in range(4)}
+    np.testing.assert_allclose(some[['x0', 'y0', 'x1', 'y1']].to_numpy(float), np.stack([b for b, _ in kept]), atol=1e-3)
+    double = as_folder(tmp_path/'double', images[:4].repeat(2, 1).repeat(2, 2))
+    large = D.new_cases(weights, config | dict(cut=.3), double).dropna()
+    near = D.new_cases(weights, config | dict(cut=.3), folder).dropna()
+    if len(large) == len(near): np.testing.assert_allclose(large[['x0', 'x1']].to_numpy(float)/2, near[['x0', 'x1']].to_numpy(float), atol=3)
+    nothing = D.new_cases(weights, config | dict(cut=2.), folder)
+    assert len(nothing) == 4 and nothing['class'].isna().all()
+    with pytest.raises(DataError, match='in colour'): D.new_cases(weights, config, as_folder(tmp_path/'colour', rng.integers(0, 255, (1, 48, 64, 3), dtype=np.uint8)))
+    with pytest.raises(DataError, match='so small'): D.new_cases(weights, config, as_folder(tmp_path/'small', images[:1, :20, :20].copy()))
+    with pytest.raises(DataError, match='Bring it to that'): D.new_cases(weights, config | dict(scaled=False), double)
+
+
+def test_a_readers_file_is_noted_and_a_cards_file_verified(capsys):
+    from medlearn.kit import cards, chapter
+    file = cards.card('breastmnist').files[0]
+    chapter._data_used('breastmnist', file.digest)
+    chapter._data_used('breastmnist', 'sha256:' + '0'*64)
+    chapter._data_used('mine.npz', file.digest)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rpartition(', ')[2] for line in lines] == ['verified', 'digest noted', 'digest noted']
