@@ -194,3 +194,16 @@ def test_five_hearts():
     assert 'patient = ' in people(mask_folder(at/'images', at/'masks'))
     few = data.at_most(0, test=3*256**2)
     assert (few.split == 'test').sum() == 3 and (few.split == 'train').sum() == (data.split == 'train').sum()
+
+
+def test_the_same_picture_twice_stays_on_one_side(tmp_path):
+    at = folder(tmp_path, [f'p{i:02}' for i in range(16)])
+    for i in range(8):
+        for d in ('images', 'masks'): (at/d/f'p{i + 8:02}.png').write_bytes((at/d/f'p{i:02}.png').read_bytes())
+    data = scans_from(at)
+    assert (data.split[:8] == data.split[8:]).all() and 'two splits, pixel' not in people(data)
+    np.savez(tmp_path/'two.npz', images=data.images, masks=data.masks)
+    data = scans_from(tmp_path/'two.npz')
+    assert (data.split[:8] == data.split[8:]).all()
+    data.split[:8], data.split[8:] = 'train', 'test'
+    assert '8 pictures stand in two splits' in people(data)

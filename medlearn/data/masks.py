@@ -17,7 +17,7 @@ from ..kit.cards import DataError,digest_of
 from ..kit.fetch import load_npz,used,used_together
 from ..kit.plots import show_images
 from .pictures import files_by_name,first_twice,into_shape,kinds_of_pictures,lengths,on_one_shape,open_flat,opened
-from .splits import published_split
+from .splits import published_split,tied,twins
 
 # %% ../../nbs/data/09_masks.ipynb #64d5d12c
 @dataclass(eq=False)
@@ -245,7 +245,7 @@ def mask_folder(images:str, # folder of pictures
     table,stored = Path(images).parent/'split.csv',[re.sub(r'\.\w+$', '', f) for f in files]
     if table.is_file(): used_together(table.name, [table])
     return MaskSet(pics, got, classes, name=name, spacing=mm, table=pd.DataFrame(dict(file=files, scale=scales)),
-                   **published_split(x, patient, fractions, seed, stored, table, test))
+                   **published_split(x, patient, fractions, seed, stored, table, test, pics))
 
 # %% ../../nbs/data/09_masks.ipynb #32c0c343
 def npz_masks(file:str, # .npz
@@ -270,7 +270,7 @@ def npz_masks(file:str, # .npz
     groups = z.get('groups')
     split = z.get('split')
     if split is None:
-        who = np.arange(len(x)) if groups is None else groups
+        who = tied(np.arange(len(x)) if groups is None else groups, twins(x))
         split = split_by_group(who, np.zeros(len(x), int), fractions, seed)
     mm = z.get('spacing', None if spacing is None else np.tile(lengths(spacing, masks.ndim - 1), (len(x), 1)))
     res = MaskSet(x, masks, classes, split, name, groups, mm, instances=objects)
