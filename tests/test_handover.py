@@ -180,7 +180,7 @@ def test_answers_are_one_table_or_none(run, tmp_path, monkeypatch, capsys):
     with pytest.raises(DataError, match='bad.txt, row 2'): predict_new(run, [one, bad], out=tmp_path/'q.csv')
     with pytest.raises(WrongUsage, match='none.txt: there is no such file'): predict_new(run, [tmp_path/'none.txt'])
     with pytest.raises(WrongUsage, match='there is no folder'): predict_new(run, [one], out=tmp_path/'x/q.csv')
-    with pytest.raises(DataError, match='the case a comes twice'): predict_new(run, [one, again], out=tmp_path/'q.csv')
+    with pytest.raises(DataError, match='the case a stands in .*one.txt and in .*again.txt'): predict_new(run, [one, again], out=tmp_path/'q.csv')
     with pytest.raises(WrongUsage, match='writes no masks'): predict_new(run, [one], masks=tmp_path/'m')
     assert not (tmp_path/'q.csv').exists() and sorted(p.name for p in tmp_path.iterdir()) == ['again.txt', 'bad.txt', 'one.txt', 'p.csv', 'run', 'two.txt']
     (tmp_path/'empty.txt').write_text('')
@@ -212,3 +212,19 @@ def test_masks_appear_when_all_are_there(run, tmp_path, monkeypatch):
     predict_new(run, [one, two], masks=tmp_path/'m')
     assert sorted(p.name for p in (tmp_path/'m').iterdir()) == ['one.txt', 'two.txt']
     with pytest.raises(WrongUsage, match='is there already'): predict_new(run, [one], masks=tmp_path/'m')
+
+
+def test_rows_without_names_are_numbered_by_file(run, tmp_path, monkeypatch):
+    def found(weights, config, path):
+        import pandas as pd
+        words = path.read_text().split()
+        return pd.DataFrame(dict(word=words)) if config['classes'] else pd.DataFrame(dict(word=words), index=[path.stem]*len(words))
+    chapter = importlib.import_module(BY.partition(':')[0])
+    found.__module__ = chapter.__name__
+    monkeypatch.setattr(chapter, 'new_cases', found)
+    give()
+    settle(run/'model', status='passed')
+    files = cases(tmp_path, one='a b', two='c')
+    assert list(answers_for(run/'model', files).index) == ['one-0', 'one-1', 'two-0']
+    settle(run/'model', config=dict(classes=[]))
+    assert list(answers_for(run/'model', files).index) == ['one', 'one', 'two'] # several findings of one text

@@ -105,7 +105,7 @@ def test_the_page_says_what_a_methods_section_needs(reported):
     page = page_of(reported, 'tiny')
     for says in ['all of its claims hold', 'quick run', 'patients', '0.8 [0.7, 0.9]', '<script>alert(1)</script>', 'AUROC of <the> network', '≥ 0.5', 'definition: chance',
                  'holds', '<b>network</b>', 'on the test split', 'Figure 1. The test split', 'The network is above <i>chance</i>.', 'sha256:', 'version of torch',
-                 'threads', 'processor', 'medlearn.imaging.tiny:new_cases', 'no, yes', 'medlearn predict', 'Tiny <b>: result']:
+                 'threads', 'processor', 'medlearn.imaging.tiny:new_cases', 'no, yes', 'medlearn predict', 'Result: Tiny <b>', 'imaging/tiny, smoke, seed 42, on <b>mine & yours.']:
         assert says in page.text, says
     assert len(page.of('img')) == 1
     assert 'DOES NOT HOLD' not in page.text and 'Does not hold: AUROC of <the> network' in page_of(reported, 'falls').text
@@ -188,7 +188,9 @@ def test_verdicts():
     assert 'STOPPED' in verdict(ROW | dict(status='timeout', error='ran past its limit'))[0]
     assert told([1, 2]) == '1, 2' and told(dict(a=[.5, .25, .75])) == 'a: 0.5 [0.25, 0.75]' and told(True) == 'True'
     assert methods_csv(ROW | dict(data=[dict(name='-cmd', digest='-1.5')])).count("'-") == 2
-    assert "'-1+1" in methods_csv(ROW | dict(chapter='-1+1')) and ',-1.5\n' in methods_csv(ROW | dict(chapter='-1.5'))
+    kept = lambda text: next(r[3] for r in csv.reader(io.StringIO(methods_csv(ROW | dict(chapter=text)))) if r[1] == 'chapter')
+    assert [kept(t) for t in ('-1+cmd|x', '=sum(1)', '@x')] == ["'-1+cmd|x", "'=sum(1)", "'@x"]
+    assert [kept(t) for t in ('-1.5', '= 0 ± 0.02', '-0.1 [-0.3, 7.2e-05]', 'a')] == ['-1.5', '= 0 ± 0.02', '-0.1 [-0.3, 7.2e-05]', 'a']
 
 
 # Parameters that name files

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MODEL_FORMAT', 'NOTICE', 'reader_of', 'hand_over']
 
-# %% ../../nbs/kit/99_handover.ipynb #d13568c2
+# %% ../../nbs/kit/99_handover.ipynb #a7734a32
 import hashlib,importlib,json,os,re,shutil,time
 from html import escape
 from inspect import isfunction
@@ -17,12 +17,12 @@ from .chapter import record,sabotage
 from .machine import commit,versions
 from .result import told
 
-# %% ../../nbs/kit/99_handover.ipynb #baae0971
+# %% ../../nbs/kit/99_handover.ipynb #68733b80
 def _plain(x, at, lost=False):
-    "`x` as JSON carries it, or an error that names the place; `lost`: None for what is no finite number"
+    "`x` as JSON carries it, or an error that names the place; `lost`: for readers, None for NaN and no bold type"
     if not isinstance(x, (str, dict, list, tuple)) and hasattr(x, 'tolist'): x = x.tolist()
     if x is None or isinstance(x, bool): return x
-    if isinstance(x, str): return str(x)
+    if isinstance(x, str): return re.sub(r'\*\*(.+?)\*\*', r'\1', x) if lost else str(x)
     if isinstance(x, Number) and not isinstance(x, complex):
         if isfinite(x): return int(x) if isinstance(x, int) else float(x)
         if lost and isnan(x): return None
@@ -33,7 +33,7 @@ def _plain(x, at, lost=False):
     if bad: raise ValueError(f'hand_over: {at} has the key {bad[0]!r}: JSON has texts as keys, so it would come back as another')
     return {str(k): _plain(v, f'{at}[{k!r}]', lost) for k,v in x.items()}
 
-# %% ../../nbs/kit/99_handover.ipynb #8a9a0477
+# %% ../../nbs/kit/99_handover.ipynb #08701c02
 def reader_of(by:str # "medlearn.PART.TOPIC:new_cases"
              ): # the function
     "The function that reads new cases, and never any other"
@@ -49,7 +49,7 @@ def reader_of(by:str # "medlearn.PART.TOPIC:new_cases"
         raise ValueError(f'{by}: that chapter has no public function new_cases')
     return function
 
-# %% ../../nbs/kit/99_handover.ipynb #484bc59f
+# %% ../../nbs/kit/99_handover.ipynb #892f26c5
 def _tensors(model):
     "The tensors of a module, or of a dict, on the CPU and each for itself"
     import torch
@@ -62,7 +62,7 @@ def _tensors(model):
         except (TypeError, ValueError, RuntimeError) as e: raise ValueError(f'hand_over: {name} is a {type(x).__name__}, no tensor') from e
     return {name: own(name, x) for name,x in state.items()}
 
-# %% ../../nbs/kit/99_handover.ipynb #6531f145
+# %% ../../nbs/kit/99_handover.ipynb #2883f117
 MODEL_FORMAT = 1 # of model.json; a reader refuses a newer one
 NOTICE = 'not for clinical use'
 
@@ -80,7 +80,7 @@ def _write(folder, tensors, facts):
         part.rename(folder)
     finally: shutil.rmtree(part, ignore_errors=True)
 
-# %% ../../nbs/kit/99_handover.ipynb #799d93dd
+# %% ../../nbs/kit/99_handover.ipynb #51953818
 _handed = set() # names of the models of this process
 
 def hand_over(model, # a trained module, or a dict of tensors
@@ -104,7 +104,7 @@ def hand_over(model, # a trained module, or a dict of tensors
     _handed.add(name)
     _show(by, name, methods, bool(where) and not sabotage())
 
-# %% ../../nbs/kit/99_handover.ipynb #690031ba
+# %% ../../nbs/kit/99_handover.ipynb #ccec087c
 def _show(by, name, methods, written):
     "A table for the reader, and the record for the machine"
     title = 'For a methods section' + f': {name}'*bool(name)
@@ -113,6 +113,6 @@ def _show(by, name, methods, written):
     rows = {k: told(v) for k,v in methods.items()}
     html = ''.join(f'<tr><th scope="row" style="text-align:left">{escape(k)}</th><td style="text-align:left">{escape(v)}</td></tr>' for k,v in rows.items())
     about = f'<div style="font-size:90%;color:#555">{escape(end)}; {NOTICE}.</div>'
-    record('methods', dict(name=name, by=by, methods=methods, written=written),
+    record('methods', dict(name=name, by=by, methods=methods, order=list(methods), written=written),
            '\n'.join([title, *(f'{k}: {v}' for k,v in rows.items()), f'{end}; {NOTICE}.']),
            f'<table><caption>{escape(title)}</caption><tbody>{html}</tbody></table>{about}')

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['find_model', 'read_model', 'answers_for', 'predict_new']
 
-# %% ../../nbs/kit/97_predict.ipynb #a9edf194
-import hashlib,json,shutil,sys
+# %% ../../nbs/kit/97_predict.ipynb #0eee197b
+import hashlib,json,shutil,warnings
 from inspect import signature
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +16,7 @@ from .catalog import WrongUsage
 from .handover import MODEL_FORMAT,NOTICE,reader_of
 from .workers import write_whole
 
-# %% ../../nbs/kit/97_predict.ipynb #5426245c
+# %% ../../nbs/kit/97_predict.ipynb #4c2b2d68
 def _records(run):
     "Records of runs in a folder"
     for p in sorted(Path(run).glob('*.json')) + sorted(Path(run).glob('*/*/*.json')):
@@ -46,7 +46,7 @@ def _none(run, which):
     if broke: raise DataError(f'{run}: a run that broke leaves no model. {"; ".join(broke)}')
     raise DataError(f'{run}: there is no model{which}. A run leaves one with --report, if its chapter hands one over')
 
-# %% ../../nbs/kit/97_predict.ipynb #6676407a
+# %% ../../nbs/kit/97_predict.ipynb #7e8e4f58
 def read_model(folder:Path # with model.json and model.safetensors
               )->tuple: # (tensors by name, what model.json says)
     "A model that may be used, or a DataError that says why not"
@@ -67,7 +67,7 @@ def read_model(folder:Path # with model.json and model.safetensors
     except ValueError as e: raise no(f'model.json is not to be trusted: {e}') from e
     return _numbers(folder, said['sha256'], no), said | dict(function=function)
 
-# %% ../../nbs/kit/97_predict.ipynb #227f0b81
+# %% ../../nbs/kit/97_predict.ipynb #061c82d3
 def _numbers(folder, sha256, no):
     "The tensors, if they are those of the run"
     data = (folder/'model.safetensors').read_bytes()
@@ -77,7 +77,7 @@ def _numbers(folder, sha256, no):
     try: return load(data)
     except SafetensorError as e: raise no(f'model.safetensors is damaged: {e}') from e
 
-# %% ../../nbs/kit/97_predict.ipynb #1bd0fd49
+# %% ../../nbs/kit/97_predict.ipynb #99f8c664
 def _rows(function, weights, said, path, masks):
     "The answers for one file or folder, checked"
     import pandas as pd,torch
@@ -89,7 +89,8 @@ def _rows(function, weights, said, path, masks):
                         f'medlearn {v}, commit {c}') from e
     except ValueError as e: raise e if isinstance(e, DataError) else DataError(f'{path}: {e}') from e
     if not isinstance(rows, pd.DataFrame) or not len(rows): raise DataError(f'{path}: no case was found there')
-    return rows
+    numbered = isinstance(rows.index, pd.RangeIndex) and rows.index.name is None
+    return rows.set_axis([f'{path.stem}-{i}' for i in rows.index]) if numbered else rows
 
 def answers_for(folder:Path, # of a model
                 files, # new files or folders
@@ -104,13 +105,12 @@ def answers_for(folder:Path, # of a model
         rows = found[path] = _rows(said['function'], weights, said, path, masks)
         first,columns = next(iter(found)),[*next(iter(found.values())).columns]
         if [*rows.columns] != columns: raise DataError(f'{path} gives {", ".join(map(str, rows.columns))}, {first} gives {", ".join(map(str, columns))}')
-    whole = pd.concat(list(found.values()))
-    if whole.index.has_duplicates:
-        twice = whole.index[whole.index.duplicated()][0]
-        raise DataError(f'the case {twice} comes twice: {", ".join(str(p) for p,r in found.items() if twice in r.index)}. Ask for them one by one')
-    return whole.rename_axis('id')
+    homes = pd.Series({(i, str(p)): str(p) for p,rows in found.items() for i in set(rows.index)}).groupby(level=0).agg(list)
+    twice = homes[homes.str.len() > 1]
+    if len(twice): raise DataError(f'the case {twice.index[0]} stands in {" and in ".join(twice.iloc[0])}. Ask for them one by one')
+    return pd.concat(list(found.values())).rename_axis('id')
 
-# %% ../../nbs/kit/97_predict.ipynb #7f0c29d3
+# %% ../../nbs/kit/97_predict.ipynb #f5d89eeb
 _Run = Annotated[Path, Argument(help='Folder that medlearn run --report wrote, or one of a model in it.')]
 _News = Annotated[list[Path], Argument(metavar='NEW_FILES...', help='New files or folders, of the kind that the model was trained on.')]
 _Csv = Annotated[Path, Option('--out', dir_okay=False, help='Write the table to this file; default: it is shown.')]
@@ -129,6 +129,7 @@ def predict_new(run:_Run, # folder
     for p in [x for x in (out, masks) if x]:
         if p.is_dir() and any(p.iterdir()) if p == masks else p.exists(): raise WrongUsage(f'{p} is there already: name another one')
         if not p.absolute().parent.is_dir(): raise WrongUsage(f'{p}: there is no folder {p.absolute().parent}')
+    warnings.filterwarnings('ignore', category=FutureWarning, module='torch.jit') # of what torch imports
     folder = find_model(run.absolute(), model)
     part = masks and masks.absolute().with_name(f'.{masks.name}.part')
     if part:

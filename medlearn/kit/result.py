@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['claim_row', 'told', 'verdict', 'result_page', 'methods_csv', 'clear', 'write_page']
 
-# %% ../../nbs/kit/98_result.ipynb #1e9d9aa7
+# %% ../../nbs/kit/98_result.ipynb #ab469f9c
 import base64,csv,io,json,re,shutil
 from html import escape
 from pathlib import Path
 from .catalog import cells_of,describe
 from .workers import write_whole
 
-# %% ../../nbs/kit/98_result.ipynb #6c77edc1
+# %% ../../nbs/kit/98_result.ipynb #4049cea4
 def _number(x): return '-' if x is None else f'{x:.4g}' if isinstance(x, (int, float)) and not isinstance(x, bool) else str(x)
 
 def claim_row(run:dict, # a record, as in results.json
@@ -28,7 +28,7 @@ def claim_row(run:dict, # a record, as in results.json
     return dict(chapter=run['chapter'], seed=run['seed'], claim=c['claim'], value=show(c['value']) + interval,
                 bound=sign + bound, source=c['source'], holds='yes' if claim.get('passed') is True else 'NO')
 
-# %% ../../nbs/kit/98_result.ipynb #f2d1b667
+# %% ../../nbs/kit/98_result.ipynb #80442f4c
 def told(x # a value of a methods table
         )->str: # (value, low, high) as "0.84 [0.79, 0.88]"
     "A recorded value as text"
@@ -43,13 +43,14 @@ def _methods(row):
     for m in row.get('methods') or []:
         if isinstance(m.get('methods'), dict):
             name = f' of {m["name"]}' if m.get('name') else ''
-            yield f'For a methods section{name}', ['', 'this run'], [[k, told(v)] for k,v in m['methods'].items()]
+            order = [k for k in m.get('order') or [] if k in m['methods']] + [k for k in m['methods'] if k not in (m.get('order') or [])]
+            yield f'For a methods section{name}', ['', 'this run'], [[k, told(m['methods'][k])] for k in order]
 
 def _claims(row):
     "The claims, each with what it was held against"
     rows = [claim_row(row, c) | dict(why=c.get('why') or '') for c in row['claims']]
-    if rows: yield 'Claims', ['claim', 'value [interval]', 'bound', 'source of the bound', 'verdict'], [
-        [r['claim'], r['value'], r['bound'], f'{r["source"]}. {r["why"]}'.removesuffix('. '), 'holds' if r['holds'] == 'yes' else 'DOES NOT HOLD'] for r in rows]
+    if rows: yield 'Claims', ['claim', 'verdict', 'value [interval]', 'bound', 'source of the bound'], [
+        [r['claim'], 'holds' if r['holds'] == 'yes' else 'DOES NOT HOLD', r['value'], r['bound'], f'{r["source"]}. {r["why"]}'.removesuffix('. ')] for r in rows]
 
 def _kept(row):
     "The tables and numbers that the chapter kept"
@@ -68,13 +69,13 @@ def _data(row):
 def _environment(row):
     "How it was run, and on what"
     short = lambda v: Path(v).name if isinstance(v, str) and Path(v).is_absolute() else v
-    rows = [['chapter', row['chapter']], *([f'parameter {k}', short(v)] for k,v in row['parameters'].items())]
+    rows = [['chapter', row['chapter']], *([f'parameter {k}', '-' if v is None else short(v)] for k,v in row['parameters'].items())]
     keys = dict(seed='seed', commit='commit of medlearn', device='device', gpu='GPU', processor='processor', threads='threads', seconds='seconds',
                 peak_mb='memory at most, MB', started='started', sha256='digest of the chapter')
     rows += [[name, row.get(k)] for k,name in keys.items() if row.get(k) is not None]
     yield 'Environment', ['', 'this run'], rows + [[f'version of {k}', v] for k,v in (row.get('versions') or {}).items()]
 
-# %% ../../nbs/kit/98_result.ipynb #83d48261
+# %% ../../nbs/kit/98_result.ipynb #025a1395
 def _plain(text):
     "Markdown as text"
     text = re.sub(r'!?\[([^\]]*)\]\([^)]*\)', r'\1', text)
@@ -95,9 +96,9 @@ def _shown(cells):
             kept = d.get('application/vnd.medlearn.kept+json') or {}
             png,caption = ''.join(d.get('image/png') or kept.get('png') or ''),kept.get('caption') or ' '.join(said)
             if png and re.fullmatch(r'[A-Za-z0-9+/=\s]+', png): yield 'picture', heading, caption or kept.get('name', ''), ''.join(png.split())
-        for s in said: yield 'sentence', heading, s, None
+        for s in filter(None, said): yield 'sentence', heading, s, None
 
-# %% ../../nbs/kit/98_result.ipynb #a95feec5
+# %% ../../nbs/kit/98_result.ipynb #64a33b58
 _ended = dict(passed='It ran to its end, and all of its claims hold.', failed='It ran to its end, but not all of its claims hold.',
               error='IT FAILED. What stands below was recorded before that.', timeout='IT WAS STOPPED. What stands below was recorded before that.')
 
@@ -112,10 +113,10 @@ def verdict(row:dict # a record
     if row['profile'] == 'smoke': said.append('This was a quick run, smoke; a complete one is asked for with --profile full, and may come to other figures.')
     return [*said, 'Not for clinical use.']
 
-# %% ../../nbs/kit/98_result.ipynb #aac68800
+# %% ../../nbs/kit/98_result.ipynb #1989b3ed
 _style = '''body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:auto;padding:1rem;color:#111;background:#fff}
 h2{margin-top:2rem;border-bottom:1px solid #999}caption{text-align:left;font-weight:bold;padding:.3rem 0}table{border-collapse:collapse;margin:.5rem 0}
-th,td{border:1px solid #999;padding:.2rem .6rem;text-align:left;vertical-align:top;overflow-wrap:anywhere;min-width:4rem}thead th{background:#eee}
+th,td{border:1px solid #999;padding:.2rem .6rem;text-align:left;vertical-align:top}.long{overflow-wrap:anywhere;min-width:12rem}.number{white-space:nowrap}thead th{background:#eee}
 .wide{overflow-x:auto}.ended{border:2px solid #111;padding:.2rem 1rem}figure{margin:1.5rem 0;break-inside:avoid}img{max-width:100%;height:auto}
 @media print{.wide{overflow:visible}body{max-width:none;font-size:10pt}tr{break-inside:avoid}h2{break-after:avoid}}'''
 
@@ -124,7 +125,10 @@ def _text(x): return escape('' if x is None else str(x))
 def _table(title, columns, rows):
     "A table of HTML: first cells head their rows"
     head = ''.join(f'<th scope="col">{_text(c)}</th>' for c in columns)
-    body = ''.join(f'<tr><th scope="row">{_text(r[0])}</th>' + ''.join(f'<td>{_text(x)}</td>' for x in r[1:]) + '</tr>' for r in rows)
+    def cell(x):
+        kind = 'long' if re.search(r'\S{30}', str(x)) else 'number' if len(columns) > 2 and re.fullmatch(r'[-≥≤=±−\d.e+, \[\]]*', str(x)) else ''
+        return f'<td{f" class={kind}" if kind else ""}>{_text(x)}</td>'
+    body = ''.join(f'<tr><th scope="row">{_text(r[0])}</th>' + ''.join(map(cell, r[1:])) + '</tr>' for r in rows)
     return (f'<div class="wide" role="region" tabindex="0" aria-label="{_text(title)}"><table><caption>{_text(title)}</caption>'
             f'<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
 
@@ -138,7 +142,7 @@ def result_page(row:dict, # a record of a run
     tables = lambda sections: ''.join(_table(*s) for s in sections)
     said = ''.join(f'<li>{_text(heading)}: {_text(text)}</li>' for kind,heading,text,_ in shown if kind == 'sentence')
     pictures = [(h, text, data) for kind,h,text,data in shown if kind == 'picture']
-    pictures = [(_text(f'Figure {i}. {h}. {text}'.strip()), data) for i,(h,text,data) in enumerate(pictures, 1)]
+    pictures = [(_text(f'Figure {i}. {h}{"" if h[-1:] in "?!." else "."} {text}'.strip()), data) for i,(h,text,data) in enumerate(pictures, 1)]
     figures = ''.join(f'<figure><img alt="{said_of}" src="data:image/png;base64,{data}"><figcaption>{said_of}</figcaption></figure>' for said_of,data in pictures)
     files = [['model' + f'-{m["name"]}'*bool(m.get('name')), m.get('by'), ', '.join(map(str, m.get('classes') or [])), m.get('sha256')] for m in models]
     use = '<p>New cases: <code>medlearn predict FOLDER NEW_FILES</code>, where FOLDER is the one in which this page lies.</p>'
@@ -146,20 +150,21 @@ def result_page(row:dict, # a record of a run
              'Claims': tables(_claims(row)) or '<p>None.</p>', 'What the run says': said and f'<ul>{said}</ul>', 'Results': tables(_kept(row)),
              'Figures': figures, 'Data': tables(_data(row)) or '<p>No data were recorded.</p>', 'Environment': tables(_environment(row)),
              'Models': files and _table('Models', ['folder', 'reads new cases', 'classes', 'digest of the numbers'], files) + use}
-    name = _text(f'{title or row["chapter"]}: result')
-    ended = ''.join(f'<p>{_text(s)}</p>' for s in verdict(row))
+    name,on = _text(f'Result: {title or row["chapter"]}'),row['parameters'].get('dataset')
+    about = ', '.join([row['chapter'], row['profile'], f'seed {row["seed"]}', *([f'on {Path(str(on)).name}'] if on else [])])
+    ended = ''.join(f'<p>{_text(s)}</p>' for s in [f'{about}.', *verdict(row)])
     body = ''.join(f'<section><h2>{h}</h2>{text}</section>\n' for h,text in parts.items() if text)
     return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
             f'<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; style-src \'unsafe-inline\'">'
             f'<title>{name}</title><style>{_style}</style></head>\n<body><main><h1>{name}</h1><div class="ended">{ended}</div>\n{body}</main></body></html>\n')
 
-# %% ../../nbs/kit/98_result.ipynb #6cfb4334
+# %% ../../nbs/kit/98_result.ipynb #2494935f
 def methods_csv(row:dict # a record of a run
                )->str: # CSV: section, entry, column, value
     "The tables of a run's page as one long table"
     file = io.StringIO()
-    number = r'[-+]?[\d.]+(e[-+]?\d+)?'
-    safe = lambda x: f"'{x}" if isinstance(x, str) and re.match(r'[-=+@\t\r]', x) and not re.fullmatch(number, x) else x
+    words = lambda x: re.search(r'[^\W\d_]|[(|!@]', re.sub(r'[\d.]+e[-+]?\d+', '', x))
+    safe = lambda x: f"'{x}" if isinstance(x, str) and re.match(r'[-=+@\t\r]', x) and words(x) else x
     lines = csv.writer(file, lineterminator='\n')
     lines.writerow(['section', 'entry', 'column', 'value'])
     lines.writerows([['Run', 'how it ended', '', safe(s)] for s in verdict(row)])
@@ -167,7 +172,7 @@ def methods_csv(row:dict # a record of a run
         lines.writerows([safe(x) for x in (title, r[0], c, v)] for r in rows for c,v in zip(columns[1:], r[1:]))
     return file.getvalue()
 
-# %% ../../nbs/kit/98_result.ipynb #c1b116ec
+# %% ../../nbs/kit/98_result.ipynb #bdd5fac8
 def clear(folder:Path # of a result
          )->None:
     "Remove what an earlier run left, and nothing else"
