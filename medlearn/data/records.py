@@ -7,10 +7,11 @@ __all__ = ['allowed', 'targets', 'Note', 'NotesOnly', 'read_pickled', 'fetched',
            'text_table', 'which_is_yes', 'read_table']
 
 # %% ../../nbs/data/13_records.ipynb #ac91723c
-import csv,gzip,io,lzma,os,pickle,warnings,zlib
+import io,lzma,os,pickle
 from contextlib import suppress
 from pathlib import Path
 import numpy as np,pandas as pd
+from .large import text_pieces
 from .splits import check_leak,split_by_group,tied
 from ..kit.cards import card,cards,DataError,digest_of
 from ..kit.fetch import cached_path,fetch,read_member,used
@@ -134,15 +135,6 @@ def code_like(values # measurements of one kind, shape (n,)
 
 # %% ../../nbs/data/13_records.ipynb #cde57fe3
 #@title A CSV file as text
-def _plain_rows(text, sep, lower, needs, may):
-    "A large file without quotes, blank lines, spaces and faults, read at once; None: it has to be read with care"
-    if len(text) < 1_000_000 or '"' in text or ' ' in text or '\n\n' in text or '\r\n\r' in text or not text.endswith('\n'): return None
-    try: df = pd.read_csv(io.StringIO(text), sep=sep, dtype=str, keep_default_na=False, index_col=False).rename(columns=str.lower if lower else str)
-    except (ValueError, pd.errors.ParserError): return None
-    even = text.count('\n') == len(df) + 1 and text.count(sep) == (len(df.columns) - 1)*(len(df) + 1) # no row is longer or shorter
-    fine = even and df.columns.is_unique and {*needs} <= {*df} and not df.isna().any(axis=None) and not any(df[c].eq('').any() for c in set(needs) - set(may))
-    return df.set_axis(range(2, len(df) + 2), axis=0) if fine and len(df) else None
-
 def text_table(path:Path, # of the file; `.gz` is unpacked
                needs:list, # columns that it must have, without empty cells
                do:str, # what to do where it is not there, for messages
@@ -150,40 +142,7 @@ def text_table(path:Path, # of the file; `.gz` is unpacked
                lower:bool=True, # column names in lower case
               )->pd.DataFrame: # of texts; the index is the row in the file
     "A CSV file as text columns, or the row that is none"
-    if not path.is_file(): raise DataError(f'{path} is not there. {do}')
-    raw = path.read_bytes()
-    try: raw = gzip.decompress(raw) if path.suffix == '.gz' else raw
-    except (OSError, EOFError, zlib.error) as e: raise DataError(f'{path} is not a whole gzip file: {e}. Copy it again.') from None
-    packed = next((k for k,v in dict(gzip=b'\x1f\x8b', zip=b'PK\3\4').items() if raw.startswith(v)), None)
-    if packed: raise DataError(f'{path} is no text but packed ({packed}; a spreadsheet is such a file too). Unpack it, or save it as CSV.')
-    try: text = raw.decode('utf-8-sig')
-    except UnicodeDecodeError as e:
-        row = raw[:e.start].count(b'\n') + 1
-        raise DataError(f'{path}: row {row} is not UTF-8 (byte {raw[e.start]:#04x}). Save the file as UTF-8.') from None
-    tabs = Path(path.name.removesuffix('.gz')).suffix == '.tsv'
-    quick = _plain_rows(text, ',\t'[tabs], lower, needs, may)
-    if quick is not None: return quick
-    lines,whole = csv.reader(io.StringIO(text, newline=''), strict=True, delimiter='\t' if tabs else ','),text.endswith(('\n', '\r'))
-    try: rows = [(i, [v.strip() for v in r]) for i,r in enumerate(lines, 1) if any(r)]
-    except csv.Error as e: raise DataError(f'{path} is not a table: line {lines.line_num}: {e}. {do}') from None
-    if not rows: raise DataError(f'{path} is empty. {do}')
-    head = [c.lower() if lower else c for c in rows.pop(0)[1]]
-    lacks = [c for c in needs if c not in head]
-    other = ' Separate the columns by commas.'*bool(lacks and set(';\t') & set(head[0]))
-    if lacks: raise DataError(f'{path} has no column {", ".join(lacks)}; it has {", ".join(head[:12])}{" ..."*(len(head) > 12)}. {do}{other}')
-    twice = next((c for c in head if head.count(c) > 1), None)
-    if twice: raise DataError(f'{path} has two columns {twice}. Keep one.')
-    if not rows: raise DataError(f'{path} has a heading and no rows. {do}')
-    for i,r in rows:
-        if len(r) == len(head): continue
-        why = 'The file ends in this row: it was cut. Copy it again.' if not whole and i == rows[-1][0] else 'Write 7.4, not 7,4, and quote a text that holds a comma.'
-        raise DataError(f'{path}: row {i} has {len(r)} values for {len(head)} columns: {",".join(r)}. {why}')
-    if not whole: warnings.warn(f'{path}: row {rows[-1][0]}, the last, has no line end: {",".join(rows[-1][1])}. If the file was cut there, copy it again', stacklevel=3)
-    df = pd.DataFrame([r for _,r in rows], columns=head, index=[i for i,_ in rows])
-    for c in set(needs) - set(may):
-        blank = df[c].eq('')
-        if blank.any(): raise DataError(f'{path}: row {blank.idxmax()} has no {c} ({blank.sum()} such rows). What was not measured has no row.')
-    return df
+    return list(text_pieces(path, needs, do, may, lower))[0] # one piece, read to its end
 
 # %% ../../nbs/data/13_records.ipynb #546a2c82
 _calm = frozenset('''normal healthy negative neg no n none benign control controls absent false 0 lived alive living survived survivor survivors survival
@@ -221,9 +180,8 @@ def _no_use(s):
     "Why a column is of no use, or ''"
     if (kinds := s.nunique()) < 2: return 'the same in all rows' if kinds else 'nothing in it'
     if s.dtype.kind != 'f' and kinds > max(20, len(s)//20): return 'names or free text'
-    step = s.diff().dropna()
-    if s.dtype.kind == 'f' and len(s) > 9 and kinds == len(s) and (s%1 == 0).all() and step.nunique() == 1: return 'counts the rows'
-    return ''
+    counts = s.dtype.kind == 'f' and len(s) > 9 and kinds == len(s) and (s%1 == 0).all() and s.diff().dropna().nunique() == 1
+    return 'counts the rows' if counts else ''
 
 def _tells(s, y):
     "Does one column alone sort all rows by the answer?"
