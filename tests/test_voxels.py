@@ -9,6 +9,7 @@ from torch import nn
 
 from medlearn.data import volumes as Volumes
 from medlearn.data.volumes import nifti_pairs
+from medlearn.foundations.budget import Budget
 from medlearn.foundations.overlap import means,measure_volume
 from medlearn.foundations.tiles import AnySize,tiled
 from medlearn.imaging.voxels import *
@@ -145,7 +146,7 @@ def test_a_small_network_learns_balls_the_same_way_twice():
     runs = []
     for _ in range(2):
         torch.manual_seed(1)
-        learn = fit_volumes(d, unet3d(2, (8, 16)), epochs=6, bs=2, lr=1e-2, ema=.8, device='cpu')
+        learn = fit_volumes(d, unet3d(2, (8, 16)), Budget(42, checks=1), bs=2, lr=1e-2, ema=.8, device='cpu')
         runs.append(segment(learn, d.part('test'), 32, 16))
     table = measure_volume(runs[0], d.part('test'))
     assert (runs[0] == runs[1]).all() and means(table).loc['ball', 'dice'] > .7
