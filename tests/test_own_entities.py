@@ -77,7 +77,7 @@ def test_the_linear_tagger_learns_endings_and_keeps_the_grammar():
 def trained():
     rows, vocab, tags, data = ner_sets(120)
     torch.manual_seed(0)
-    net = S.bilstm_tagger(len(vocab), tags, 20)
+    net = S.bilstm_tagger(len(vocab), tags, 20, drop=.1)
     learn = S.fit_tagger(net, data.take(range(80)), data.take(range(80, 100)), Budget(100), device='cpu')
     return rows, learn, dict(words=vocab.words, tags=tags, classes=['D'], letters=8, width=20, longest=128, hyphens=True, unknown=.1), data
 
@@ -110,7 +110,7 @@ def test_few_steps_find_more_on_ncbi_than_the_dictionary():
     vocab, tags = Vocab([[w.lower() for w in s.tokens] for s in train], 2), S.tag_names(train)
     sets = [S.tag_set(x, vocab, tags) for x in (train, valid, test)]
     torch.manual_seed(1)
-    learn = S.fit_tagger(S.bilstm_tagger(len(vocab), tags, 50), *sets[:2], Budget(160), device='cpu')
+    learn = S.fit_tagger(S.bilstm_tagger(len(vocab), tags, 50, drop=.3), *sets[:2], Budget(160), device='cpu')
     look = S.Lookup.learned(train, .25)
     f1 = [entity_f1([s.tags for s in test], t).loc['all', 'F1'] for t in (S.tags_of(learn, sets[2]), [look(s.tokens) for s in test])]
     assert f1[0] > f1[1] - .1 and f1[0] > .4, f1

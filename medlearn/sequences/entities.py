@@ -203,10 +203,11 @@ def bilstm_tagger(n_words:int, # size of the vocabulary
                   tags:list, # from `tag_names`
                   width:int=100, # of a word's own vector, and of the states in each direction
                   learned:bool=True, # does the chain learn its moves?
+                  drop:float=.5, # dropout, less where training is short
                  )->Tagger: # not trained
     "Words and letters, read from both ends"
     first = Spelled(n_words, width, 50)
-    return Tagger(first, Recurrent(first.width, width, both=True), tags, .3, learned)
+    return Tagger(first, Recurrent(first.width, width, both=True), tags, drop, learned)
 
 # %% ../../nbs/sequences/07_entities.ipynb #07c6a562
 class EntityF1(Metric):
