@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from .images import covered,ImageSet
+from .large import stacked,told_where
 from .pictures import read_pictures,ENDINGS,FITS,is_picture,files_below
 from .records import not_known
 from .shortcuts import cheat,giveaways
@@ -200,9 +201,9 @@ def _one_kind(pics, colour):
     "All grey or all in colour; and what was done for it"
     grey = np.array([x.ndim == 2 for x in pics])
     if colour is False and not grey.all():
-        return np.stack([x if x.ndim == 2 else np.rint(x@[.299, .587, .114]).astype(np.uint8) for x in pics]),f'{(~grey).sum():,} were made grey'
-    if grey.all() and not colour: return np.stack(pics),''
-    return np.stack([x if x.ndim == 3 else np.repeat(x[..., None], 3, -1) for x in pics]),f'{grey.sum():,} grey ones became colour'*bool(grey.any())
+        return stacked(pics, lambda x: x if x.ndim == 2 else np.rint(x@[.299, .587, .114]).astype(np.uint8)),f'{(~grey).sum():,} were made grey'
+    if grey.all() and not colour: return stacked(pics),''
+    return stacked(pics, lambda x: x if x.ndim == 3 else np.repeat(x[..., None], 3, -1)),f'{grey.sum():,} grey ones became colour'*bool(grey.any())
 
 def _storage(about, side, fit, level_width):
     "How pictures were stored, and what was done to them: question -> answer"
@@ -244,6 +245,7 @@ def picture_folder(folder:str, # pictures, sub-folders allowed, with labels.csv;
                    drop_bad:bool=False, # leave out what cannot be read, and rows without a picture
                    fractions:tuple=(.6, .15, .25), # shares of train, valid and test, where no split is given
                    seed:int=0, # of that split
+                   memory:float=None, # MB that the pictures may take in memory; what is larger is mapped; default: a quarter of what is free
                   )->ImageSet: # `table` has a row a picture: file, how it was stored, what else the table says
     "A folder of pictures with a table, or with one folder a class"
     folder = Path(folder).expanduser()
@@ -257,7 +259,7 @@ def picture_folder(folder:str, # pictures, sub-folders allowed, with labels.csv;
     said = _from_table(files, at, file, label, patient, unknown, nothing, drop_bad) if at.is_file() else _from_folders(files, folder, level)
     groups,told = said.groups,said.told
     if patient and groups is None: groups,told['patients from'] = patients_in([files[i] for i in said.where], patient),f'the path, {patient}'
-    read = read_pictures([paths[i] for i in said.where], side, fit, level_width)
+    read = read_pictures([paths[i] for i in said.where], side, fit, level_width, memory)
     bad = [r for r in read if isinstance(r, str)]
     if bad and not drop_bad: raise DataError(f'{bad[0]} {len(bad)} of {len(read)} pictures are such: leave them out with drop_bad = true.')
     if bad: told['not read'] = f'{len(bad):,}, left out: {" ".join(bad[:3])}'
@@ -267,7 +269,7 @@ def picture_folder(folder:str, # pictures, sub-folders allowed, with labels.csv;
     pics,how = zip(*(r for r in read if not isinstance(r, str)))
     about = pd.DataFrame([dict(turned=False, windowed=False, inverted=False, opacity=False) | h for h in how])
     images,made = _one_kind(pics, colour)
-    told |= _storage(about, side, fit, level_width) | ({'colour': made} if made else {})
+    told |= _storage(about, side, fit, level_width) | ({'colour': made} if made else {}) | told_where(images)
     others = Counter(p.name for p in set(every) - set(paths))
     if others: told['no pictures'] = _several(others)
     labels,classes,how = _positive(labels, said.classes, positive)

@@ -11,7 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import pandas as pd
+from pandas.api.types import union_categoricals
 from .events import layout,Records,tidy
+from .large import text_pieces
 from .records import code_like,not_known,text_table,which_is_yes
 from ..kit.cards import DataError
 from ..kit.fetch import used_together
@@ -67,12 +69,24 @@ def _outcomes(path, unknown, missing):
 def _start(folder, df, missing):
     "What is known of each id from the start, where there are no outcomes"
     file = next((folder/n for n in ('people.csv', 'people.csv.gz', 'outcomes.csv', 'outcomes.csv.gz') if (folder/n).is_file()), None)
-    if file is None: return pd.DataFrame(index=pd.Index(df.id.unique(), name='id'))
+    if file is None: return pd.DataFrame(index=pd.Index(df.id.unique().astype(str), name='id'))
     who = text_table(file, ['id'], 'Wanted: id, and what is known from the start.')
     if who.id.duplicated().any(): raise DataError(f'{file}: row {who.id.duplicated().idxmax()}: {who.id[who.id.duplicated()].iloc[0]} is there twice. Keep one.')
     return pd.DataFrame({c: who[c] if c == 'patient' else _number(who, c, file, missing) for c in who if c not in ('id', 'label', 'time')}, index=who.index).set_axis(who.id)
 
 # %% ../../nbs/data/18_hospital.ipynb #399babaa
+def _measured(path, missing, chunk):
+    "Measurements, read in pieces: ids and variables as categories, in order of the alphabet, days and values as numbers"
+    parts,texts = [],('id', 'variable')
+    for df in text_pieces(path, layout['measurements'], 'Wanted: id, time, variable, value.', may=['value']*('' in (missing or ())), mb=chunk):
+        df = df[layout['measurements']]
+        df = df.assign(time=_number(df, 'time', path), value=_number(df, 'value', path, missing), **{c: df[c].astype('category') for c in texts})
+        far = df.time.abs() > 40_000
+        if far.any(): raise DataError(f'{path}: row {far.idxmax()}: time {df.time[far.idxmax()]:.15g} of {df.id[far.idxmax()]} is more than a life in days ({far.sum()} such rows). Give days from day zero of each patient.')
+        parts.append(df)
+    columns = {c: union_categoricals([df[c] for df in parts], sort_categories=True) if c in texts else np.concatenate([df[c].to_numpy() for df in parts]) for c in parts[0]}
+    return pd.DataFrame(columns, index=np.concatenate([df.index for df in parts]))
+
 def read_records(folder, # holds measurements.csv and outcomes.csv, or either as .csv.gz
                  unsorted:str='sort', # or "refuse", see `tidy`
                  twice:str='mean', # or "first", "last", "refuse"
@@ -80,17 +94,15 @@ def read_records(folder, # holds measurements.csv and outcomes.csv, or either as
                  unknown:str='refuse', # outcomes that are not known, see `not_known`: "refuse", "leave out" with all their rows, or "keep" as a class
                  missing:tuple=None, # codes for *not measured*, such as (-9, "NA"): their rows are left out; (): there are none; default: what looks like one is refused
                  positive:str=None, # the outcome that is asked about; default: the one that is no word for alive or healthy
+                 chunk:float=8, # MB read at once; None: all
                 )->Records: # ids are texts; follow-up has no end
     "Records of a user's folder, checked: UTF-8, commas between columns, a point in decimals, time in days"
     if unknown not in ('refuse', 'leave out', 'keep'): raise ValueError(f'unknown is {unknown!r}: it is refuse, leave out or keep')
     folder = Path(folder).expanduser()
     packed = {f.name: f for f in folder.glob('*.csv.gz')} # read as they are where there is no plain file
     files = [p if p.is_file() else packed.get(f'{p.name}.gz', p) for p in (folder/'measurements.csv', *[folder/'outcomes.csv']*labelled)]
-    df = text_table(files[0], layout['measurements'], 'Wanted: id, time, variable, value.', may=['value']*('' in (missing or ())))[layout['measurements']]
-    df = df.assign(time=_number(df, 'time', files[0]), value=_number(df, 'value', files[0], missing))
-    far = df.time.abs() > 40_000
-    if far.any(): raise DataError(f'{files[0]}: row {far.idxmax()}: time {df.time[far.idxmax()]:.15g} of {df.id[far.idxmax()]} is more than a life in days ({far.sum()} such rows). Give days from day zero of each patient.')
-    for v,rows in df.groupby('variable') if missing is None else (): _no_codes(rows, 'value', files[0], v)
+    df = _measured(files[0], missing, chunk)
+    for v,rows in df.groupby('variable', observed=True) if missing is None else (): _no_codes(rows, 'value', files[0], v)
     out,people,dark = _outcomes(files[1], unknown, missing) if labelled else (None, _start(folder, df, missing), set())
     coded,df = int(df.value.isna().sum()),df[df.value.notna() & ~df.id.isin(dark)]
     lost = ~df.id.isin(people.index)
@@ -102,6 +114,7 @@ def read_records(folder, # holds measurements.csv and outcomes.csv, or either as
     both = [c for c in people if c in set(df.variable)]
     people = people.rename(columns={c: f'{c} from the start' for c in both})
     m,counts = tidy(df, unsorted, twice, str(files[0]))
+    m = m.assign(**{c: m[c].cat.categories.to_numpy(object)[m[c].cat.codes] for c in ('id', 'variable')})
     counts['ids without measurements'] = int((~people.index.isin(df.id)).sum())
     counts |= {k: n for k,n in (('coded as missing', coded), ('outcomes not known', len(dark)), ('names both measured and in outcomes.csv', len(both))) if n}
     used_together(folder.name, files)

@@ -12,9 +12,10 @@ from html import escape
 from pathlib import Path
 import numpy as np
 import pandas as pd
+from .large import joined,open_npz,picked,told_where
 from .splits import check_leak,duplicates,Splits
 from ..kit.cards import card,cards,DataError,digest_of
-from ..kit.fetch import fetch,load_npz,used
+from ..kit.fetch import fetch,used
 from ..kit.plots import show_images
 
 # %% ../../nbs/data/01_images.ipynb #5497e722
@@ -54,7 +55,7 @@ class ImageSet(Splits):
     def take(self, idx)->'ImageSet':
         "The images that `idx` (numbers or booleans) picks"
         idx = np.arange(len(self))[idx]
-        some = {k: getattr(self, k)[idx] for k in ('images','labels','split','groups') if getattr(self, k) is not None}
+        some = {k: picked(getattr(self, k), idx) for k in ('images','labels','split','groups') if getattr(self, k) is not None}
         return replace(self, **some, table=None if self.table is None else self.table.iloc[idx].reset_index(drop=True))
 
     def label_names(self)->list: # one text per image
@@ -122,7 +123,7 @@ def _pixels(path, key, a):
         a = a[..., :3]
     if a.dtype.kind not in 'buif': raise bad(f'holds {a.dtype}, not numbers', 'Save numbers from 0 to 255')
     if a.dtype == np.uint8: return a
-    a = a*np.uint8(255) if a.dtype == bool else a
+    a = joined([a], lambda b: b*np.uint8(255)) if a.dtype == bool else a
     low,high = (f(a.reshape(len(a), -1), axis=1) for f in (np.min, np.max))
     faults = {'NaN or infinite pixels': ~np.isfinite(low+high), 'pixels outside 0 to 255': (low < 0) | (high > 255)}
     for what,wrong in faults.items():
@@ -166,9 +167,9 @@ def covered(name:str, # of the set, for the message
                                            'learned nor judged there: split anew with split_by_group, join classes, or leave it out.')
 
 # %% ../../nbs/data/01_images.ipynb #d7978d4d
-def _read_npz(path, classes, name):
+def _read_npz(path, classes, name, memory=None):
     keys = [f'{s}_{k}' for k in ('images', 'labels') for s in ('train', 'val', 'test')]
-    z = load_npz(path, needs=keys)
+    z = open_npz(path, keys, memory)
     x = {k: _pixels(path, k, z[k]) for k in keys[:3]}
     y = {k: _labels(path, k, z[k], len(a)) for k,a in zip(keys[3:], x.values())}
     for part in (x, y):
@@ -184,7 +185,7 @@ def _read_npz(path, classes, name):
         lacks = next((k for k,w,a in zip(keys, who, x.values()) if w is None or w.shape != (len(a),)), None)
         if lacks: raise DataError(f'{path}: {lacks.replace("images", "patients")} is missing, or has not one name for each image. Save all three, or none.')
     def byte(a): return a if a.dtype == np.uint8 else np.rint(a*255. if share['train_images'] else a).astype(np.uint8)
-    images,labels = np.concatenate([byte(a) for a in x.values()]),np.concatenate(list(y.values()))
+    images,labels = joined(x.values(), byte),np.concatenate(list(y.values()))
     k = labels.shape[1] if labels.ndim == 2 else labels.max()+1
     classes = z['classes'].astype(str) if classes is None and 'classes' in z else classes
     if classes is None or len(classes) < k: classes = [str(i) for i in range(k)]
@@ -192,28 +193,30 @@ def _read_npz(path, classes, name):
     covered(str(path), labels, split, list(classes))
     groups = None if who[0] is None else np.concatenate([w.astype(str) for w in who])
     if groups is not None: check_leak(split, groups)
-    return ImageSet(images, labels, split, list(classes), name, groups)
+    return ImageSet(images, labels, split, list(classes), name, groups, told=told_where(images) or None)
 
 # %% ../../nbs/data/01_images.ipynb #9a7b446c
 def read_npz(path:str, # file in MedMNIST's layout
              classes:list=None, # names of the labels; default: those in the file, or from the card that it is named after, else "0", "1", ...
              positive:str=None, # of two classes, the one that a sensitivity is about; default: label 1
+             memory:float=None, # MB that the pictures may take in memory; what is larger is mapped; default: a quarter of what is free
             )->ImageSet:
     "Read a `.npz` file in MedMNIST's layout, check it, and record its digest; it may hold `classes` and patients (`train_patients`, ...)"
     path = Path(path).expanduser()
     known = re.sub(r'_\d+$', '', path.stem)
     if classes is None and known in cards(): classes = card(known).labels.values()
-    res = _read_npz(path, classes and list(classes), path.name)
+    res = _read_npz(path, classes and list(classes), path.name, memory)
     used(path.name, digest_of(path))
     return res if positive is None else res.counting(str(positive))
 
 # %% ../../nbs/data/01_images.ipynb #c4243248
 def medmnist(name:str, # "pathmnist", "breastmnist", "organmnist3d", ...
              size:int=28, # 28, 64, 128 or 224; 28 or 64 for the sets in 3D
+             memory:float=None, # MB that the pictures may take in memory; what is larger is mapped; default: a quarter of what is free
             )->ImageSet:
     "A MedMNIST set, from its publisher or a mirror, verified with the publisher's md5"
     path = fetch(name, id=str(size))
-    return _read_npz(path, card(name).labels.values(), name if size == 28 else f'{name}_{size}')
+    return _read_npz(path, card(name).labels.values(), name if size == 28 else f'{name}_{size}', memory)
 
 # %% ../../nbs/data/01_images.ipynb #cb5970cd
 #@title Grey, fewer, without rare classes
@@ -221,7 +224,7 @@ def plain(data:ImageSet # any
          )->ImageSet: # uint8 pictures, shape (n, h, w), one label each
     "Grey pictures with one label: colours averaged, the middle slice of volumes, any finding against none"
     x,y,names = data.images,data.labels,data.classes
-    if x.ndim == 4: x = np.rint(x.mean(-1)).astype(np.uint8) if x.shape[-1] == 3 else x[:, x.shape[1]//2]
+    if x.ndim == 4: x = joined([x], lambda a: np.rint(a.mean(-1)).astype(np.uint8)) if x.shape[-1] == 3 else x[:, x.shape[1]//2]
     if y.ndim == 2: y,names = y.any(1).astype(int),['no finding', 'finding']
     return replace(data, images=x, labels=y, classes=names)
 

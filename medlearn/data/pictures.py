@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np
-from .large import allowed,on_disk,pieces
+from .large import bytes_allowed,on_disk,pieces
 from .scans import dicom_picture,low_is_white,window
 from ..kit.cards import DataError
 from ..kit.fetch import load_npz,walk_folders
@@ -128,7 +128,7 @@ def read_pictures(paths, # of pictures
                  )->list: # a picture: its pixels and a dict of facts, or a text that says why not
     "Each picture on one size with its facts, or why it could not be read"
     most = (len(paths), 3*side*side)
-    room = None if np.prod(most, dtype=float) <= allowed(memory) else on_disk(most)
+    room = None if np.prod(most, dtype=float) <= bytes_allowed(memory) else on_disk(most)
     def one(i):
         try: x,how = read_picture(paths[i], level_width)
         except DataError as e: return str(e)
