@@ -189,7 +189,8 @@ def people(data:Splits # of pictures, with masks or boxes
         each,everyone = {s: len(set(p.groups)) for s,p in parts.items()},len(set(data.groups))
         twice = sum(each.values()) - everyone
         res.append(f'{everyone} patients are named, and {"none is" if not twice else f"**{twice} are**"} in two splits: ' + ', '.join(f'{s} {n}' for s,n in each.items()) + '.')
-        if each.get('test', 9) < 5: res.append(f'An interval over patients needs five of them in the test split, which has {each["test"]}: values stand without one.')
+        if each.get('test', 9) < 5: res.append(f'An interval over patients needs five of them in the test split, which has {each["test"]}: values stand without one. '
+                                              'To judge each patient once, name one as test in a split.csv, and run again for each.')
     else:
         res.append('No patients are named, so each picture counts for itself.')
         files = None if data.table is None or 'file' not in data.table else [re.sub(r'\.\w+$', '', f) for f in data.table.file]
