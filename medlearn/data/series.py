@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['Case', 'read_series', 'cases_at', 'write_mask']
 
-# %% ../../nbs/data/99_series.ipynb #ce5882a1
+# %% ../../nbs/data/99_series.ipynb #86855253
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 from .pictures import files_below,is_picture
-from .scans import needed,read_dicom,read_nifti
+from .scans import needed,read_dicom
 from .volumes import read_volume
 from ..kit.cards import DataError
 
-# %% ../../nbs/data/99_series.ipynb #99e48266
+# %% ../../nbs/data/99_series.ipynb #dafad478
 class Case(NamedTuple):
     "A scan to be read, with its place in the body"
     voxels: np.ndarray # float32, axes to the right, front and head
@@ -23,7 +24,9 @@ class Case(NamedTuple):
 
 def _slice(path):
     "Pixels of one slice and what places it"
-    x,ds = read_dicom(path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'Invalid value for VR UI')
+        x,ds = read_dicom(path)
     if x.ndim != 2: raise DataError(f'{path} has {len(x)} frames, where one slice a file is expected. Save it as NIfTI.')
     lacks = [k for k in ('ImagePositionPatient', 'ImageOrientationPatient', 'PixelSpacing') if not ds.get(k)]
     if lacks: raise DataError(f'{path} has no {lacks[0]}: it cannot be placed. Leave out what is no slice: scouts, reports, screen shots.')
@@ -47,8 +50,13 @@ def _piled(slices, name):
     if (odd := abs(gaps - usual) > .05*usual).any():
         a,b = slices[odd.argmax()],slices[odd.argmax()+1]
         raise DataError(f'{name}: {gaps[odd.argmax()]:.3g} mm between {a["path"].name} and {b["path"].name}, elsewhere {usual:.3g}: a slice is missing, or one is of another series.')
+    step = (last['at'] - first['at'])/(len(slices) - 1)
+    if max(abs(s['at'] - first['at'] - i*step).max() for i,s in enumerate(slices)) > .1:
+        raise DataError(f'{name}: the slices do not lie in a straight pile. Resample the scan first.')
+    if np.linalg.norm(np.cross(step, np.cross(*first['ways']))) > .01*usual:
+        raise DataError(f'{name}: the pile of slices leans (gantry tilt). Resample the scan first.')
     affine = np.eye(4)
-    affine[:3, :3] = np.c_[first['ways'][0]*first['mm'][1], first['ways'][1]*first['mm'][0], (last['at'] - first['at'])/(len(slices) - 1)]
+    affine[:3, :3] = np.c_[first['ways'][0]*first['mm'][1], first['ways'][1]*first['mm'][0], step]
     affine[:3, 3] = first['at']
     nib = needed('nibabel')
     img = nib.Nifti1Image(np.stack([s['x'] for s in slices]).transpose(2, 1, 0), np.diag([-1, -1, 1, 1]) @ affine)
@@ -77,7 +85,7 @@ def read_series(folder:str # of DICOM files, sub-folders allowed
             res[full] = Case(*_piled([v[t] for v in at.values()], full), root)
     return res
 
-# %% ../../nbs/data/99_series.ipynb #06ef11c4
+# %% ../../nbs/data/99_series.ipynb #cfa779c6
 _ends = '.nii', '.nii.gz', '.nrrd'
 def _stem(p): return next(p.name.removesuffix(e) for e in sorted(_ends, key=len, reverse=True) if p.name.endswith(e))
 
