@@ -169,7 +169,7 @@ def risk():
 
 def ecg_reader(kind):
     data = simulated_ecg(48, rate=100, seed=3)
-    read = ecg.fit_ecg(data, kind, 1, weighted=True, device='cuda', **dict(widths=(4, 8)) | (dict(state=8) if kind != 'cnn' else {}))
+    read = ecg.fit_ecg(data, kind, Budget(3), weighted=True, device='cuda', **dict(widths=(4, 8)) | (dict(state=8) if kind != 'cnn' else {}))
     assert np.isfinite(read(data.part('test'))).all()
     return read.learn.model
 

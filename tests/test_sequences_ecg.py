@@ -12,6 +12,7 @@ from medlearn.data.splits import check_leak
 from medlearn.foundations.sequences import real_steps
 from medlearn.kit.cards import DataError
 from medlearn.kit.runner import plan, run
+from medlearn.foundations.budget import Budget
 from medlearn.sequences import ecg as E
 
 mitdb = Path(__file__).parents[2]/'shared'/'data'/'mitdb_record100'
@@ -35,7 +36,7 @@ def uneven(sim):
 @pytest.fixture(scope='module')
 def reader(sim):
     torch.manual_seed(0)
-    return E.fit_ecg(sim, 'cnn+lstm', 1, device='cpu', widths=(8, 8, 8), state=8)
+    return E.fit_ecg(sim, 'cnn+lstm', Budget(5), device='cpu', widths=(8, 8, 8), state=8)
 
 
 # Lengths
@@ -122,7 +123,7 @@ def test_bad_leads_are_refused_by_record_and_patient(reader, sim, spoil, says):
     spoil(x)
     bad = replace(sim, mv=sim.mv[:5] + [x] + sim.mv[6:])
     with pytest.raises(DataError, match=rf'record 5 \(patient S0005\).*{says}'): reader(bad)
-    with pytest.raises(DataError, match='patient S0005'): E.fit_ecg(bad, epochs=1, device='cpu')
+    with pytest.raises(DataError, match='patient S0005'): E.fit_ecg(bad, budget=Budget(1), device='cpu')
     if 'missing' in says:
         with pytest.raises(DataError, match='missing'): reader(bad, faulty='keep')
     else: assert np.isfinite(reader(bad, faulty='keep')).all()
@@ -143,7 +144,7 @@ def test_nothing_to_learn_from(sim):
 
 def test_only_some_networks_attend(sim):
     torch.manual_seed(0)
-    r = E.fit_ecg(sim, 'cnn', 1, device='cpu', widths=(8, 8))
+    r = E.fit_ecg(sim, 'cnn', Budget(5), device='cpu', widths=(8, 8))
     with pytest.raises(ValueError, match='does not attend'): r.attention(sim)
 
 
@@ -152,7 +153,7 @@ def test_only_some_networks_attend(sim):
 def test_slow_from_fast():
     s = lead_ii(Rhythms.simulated_ecg(90, rate=100, kinds=['bradycardia', 'tachycardia'], seed=5))
     torch.manual_seed(0)
-    p = E.fit_ecg(s, 'cnn', 6, bs=16, device='cpu', widths=(16, 16, 16))(s.part('test'))
+    p = E.fit_ecg(s, 'cnn', Budget(60), bs=16, device='cpu', widths=(16, 16, 16))(s.part('test'))
     assert (p.argmax(1) == s.part('test').labels).mean() > .8
 
 
@@ -178,7 +179,7 @@ def test_ptbxl_is_learned_on_its_published_folds(tmp_path):
     assert check_leak(data.split, data.groups) == 40 and data.multilabel
     assert [(data.split == s).sum() for s in ('train', 'valid', 'test')] == [64, 8, 8] and set(data.table.strat_fold[data.split == 'test']) == {10}
     torch.manual_seed(0)
-    r = E.fit_ecg(data, 'cnn+lstm', 8, bs=16, faulty='keep', device='cpu', widths=(8, 16, 16), state=16)
+    r = E.fit_ecg(data, 'cnn+lstm', Budget(60), bs=16, faulty='keep', device='cpu', widths=(8, 16, 16), state=16)
     test = data.part('test')
     p = r(test, 'keep')
     assert p.shape == (8, 5) and ((p > 0) & (p < 1)).all() and not np.allclose(p.sum(1), 1, atol=.01)
@@ -279,8 +280,8 @@ def test_chapter_reads_a_real_record(tmp_path):
     part = tmp_path/'nbs'/'sequences'
     part.mkdir(parents=True)
     notebook = (Path(__file__).parents[1]/'nbs'/'sequences'/'04_ecg.ipynb').read_text(encoding='utf-8')
-    for now, small in {'patients=240': 'patients=144', "epochs=8, lstm_epochs=0": 'epochs=1, lstm_epochs=0',
-                       'leak_strips=6, leak_epochs=10, resamples=500': 'leak_strips=2, leak_epochs=1, resamples=50'}.items():
+    for now, small in {'patients=240': 'patients=144', 'budget=Budget(75)': 'budget=Budget(10)',
+                       'leak_strips=6, leak=Budget(70), resamples=500': 'leak_strips=2, leak=Budget(5), resamples=50'}.items():
         assert now in notebook
         notebook = notebook.replace(now, small)
     (part/'04_ecg.ipynb').write_text(notebook, encoding='utf-8')

@@ -9,11 +9,10 @@ __all__ = ['ready_records', 'BeatNet', 'beat_set', 'fit_beats', 'beat_scores', '
 import numpy as np,pandas as pd,torch
 from dataclasses import replace
 from fastai.learner import Learner
-from pathlib import Path
 from torch import Tensor,nn
 from ..data.rhythms import beat_windows
 from ..data.signals import clean,r_peaks,Signals
-from ..data.tracings import read_wfdb
+from ..data.studies import new_records
 from ..foundations.budget import batch_for,Budget,train_within
 from ..foundations.evaluation import resample
 from ..foundations.sequences import probabilities,read_all,sequence_loaders,sequence_loss,SequenceSet
@@ -115,20 +114,13 @@ def mean_sensitivity(truth:np.ndarray, # kind of each beat, int
     return value, *(float(v) for v in np.quantile(spread, [.025, .975]))
 
 # %% ../../nbs/sequences/05_beats.ipynb #8481519b
-def _new_record(net, config, head):
+def _of_record(net, config, s):
     "Probabilities of the beats of one record"
-    s,rate,leads = read_wfdb(head, check=False),config['rate'],config['leads']
-    lost = [n for n in leads if n not in s.leads]
-    if lost:
-        raise DataError(f'{head} has the leads {", ".join(s.leads)}; the network was trained on {", ".join(leads)}, and {lost[0]} is not there. '
-                        'Rename a lead in the header only where it is the same one.')
-    if s.rate < .9*rate: raise DataError(f'{head} has {s.rate:g} Hz; the network was trained at {rate:g} Hz, and nothing makes more of less. Record at a higher rate.')
-    s = replace(s, mv=[s.mv[0][[s.leads.index(n) for n in leads]]], leads=list(leads)).at_rate(rate, change=True)
-    if s.peaks is None: s = replace(s, peaks=[r_peaks(s.mv[0], rate)])
-    s = replace(s, symbols=[np.full(len(s.peaks[0]), 'N')])
+    peaks = s.peaks[0] if s.peaks is not None else r_peaks(s.mv[0], s.rate)
+    s = replace(s, peaks=[peaks], symbols=[np.full(len(peaks), 'N')])
     w = beat_windows(ready_records(s) if config['filtered'] else s)
     with torch.inference_mode(): z = torch.cat([net(x) for x in torch.as_tensor(w.array()).mT.split(4096)])
-    names = [f'{s.name} at {t/rate:.2f} s' for t in w.table['sample']]
+    names = [f'{s.name} at {t/s.rate:.2f} s' for t in w.table['sample']]
     return pd.DataFrame(probabilities(z), index=pd.Index(names, name='beat'), columns=config['classes'])
 
 def new_cases(weights:dict, # name -> tensor, of a `BeatNet`
@@ -136,9 +128,7 @@ def new_cases(weights:dict, # name -> tensor, of a `BeatNet`
               path:str, # a WFDB record, or a folder of them
              )->pd.DataFrame: # a row a beat, a column a kind
     "Probabilities of the kinds of each beat in new records"
-    p = Path(path).expanduser()
-    heads = sorted(p.glob('*.hea')) if p.is_dir() else [p]
-    if not heads: raise DataError(f'{p} has no .hea file: no WFDB record lies there. Check the path.')
     net = BeatNet(len(config['leads']) + 2, len(config['classes']))
     net.load_state_dict({k: torch.as_tensor(v) for k,v in weights.items()})
-    return pd.concat([_new_record(net.eval(), config, h) for h in heads])
+    records = new_records(path, config['leads'], config['rate'])
+    return pd.concat([_of_record(net.eval(), config, s) for s in records])
