@@ -6,6 +6,7 @@ import numpy as np, pandas as pd, pytest, torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
+from medlearn.foundations.budget import Budget
 from medlearn.data.doors import records_from
 from medlearn.data.events import pbc,Records
 from medlearn.data.hospital import read_records
@@ -46,7 +47,7 @@ def made():
 def learned(made):
     _, plan, w = made
     torch.manual_seed(0)
-    return M.train_forecaster(plan, w['train'], w['valid'], 'gru', width=16, epochs=12, bs=16, device='cpu')
+    return M.train_forecaster(plan, w['train'], w['valid'], 'gru', width=16, budget=Budget(120), bs=16, device='cpu')
 
 
 # Windows

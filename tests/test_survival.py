@@ -2,6 +2,7 @@
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 
+from medlearn.foundations.budget import Budget
 from medlearn.foundations.calibration import concordance
 from medlearn.foundations.censoring import aalen_johansen, hazard_loss, intervals, survival
 from medlearn.kit.cards import DataError
@@ -57,13 +58,13 @@ def test_base_rates_are_aalen_johansen():
 def test_learns_which_event_comes_to_whom():
     parts = [(x, *M.cause_intervals(t, c, EDGES, 2)) for x, t, c in (study(2000), study(500, 1))]
     torch.manual_seed(0)
-    net = M.fit_hazards(M.HazardNet(3, 5, 2, 16), *parts, epochs=15)
+    net = M.fit_hazards(M.HazardNet(3, 5, 2, 16), *parts, Budget(250))
     x, t, c = study(1000, 2)
     F, _ = M.incidence(M.log_odds(net, x))
     assert concordance(t, F[:, 0, -1], event=c == 1)[0] > .75
     assert abs(F[:, 0, -1].mean() - aalen_johansen(t, c, 500)[0, 0, 0]) < .05 and abs(F[:, 1, -1].mean() - aalen_johansen(t, c, 500)[0, 1, 0]) < .05
     torch.manual_seed(0)
-    again = M.fit_hazards(M.HazardNet(3, 5, 2, 16), *parts, epochs=15)
+    again = M.fit_hazards(M.HazardNet(3, 5, 2, 16), *parts, Budget(250))
     assert np.array_equal(M.log_odds(net, x), M.log_odds(again, x))
 
 
@@ -71,7 +72,7 @@ def test_untrained_it_says_the_base_rate():
     x, t, c = study(500)
     part = (x, *M.cause_intervals(t, c, EDGES, 2))
     torch.manual_seed(0)
-    net = M.fit_hazards(M.HazardNet(3, 5, 2), part, part, epochs=1, lr=0.)
+    net = M.fit_hazards(M.HazardNet(3, 5, 2), part, part, Budget(2), lr=0.)
     came, seen = part[1:]
     rate = came.sum(0)/seen.sum(0)[:, None]
     assert np.allclose(M.log_odds(net, x).mean(0), np.log(rate/(1 - rate.sum(1, keepdims=True))), atol=.1)

@@ -140,19 +140,21 @@ def plot_course(records:Records, # of any number of people
     import matplotlib.pyplot as plt
     one = records.take([id])
     kinds,names = sorted(one.events.event.unique()),one.variables
+    every = pd.concat([one.measurements.time, one.events.time])
+    unit,per = ('years', 365.25) if not len(every) or np.ptp(every) > 730 or at is not None and at > 365 else ('days', 1.)
     high = [.2 + .16*len(kinds)] + [1]*len(names)
     fig,axs = plt.subplots(len(high), 1, figsize=(8, .7 + 1.1*sum(high)), sharex=True, height_ratios=high, squeeze=False, layout='constrained')
-    axs[0, 0].plot(one.events.time/365.25, one.events.event.map(kinds.index), 'D', ms=4)
+    axs[0, 0].plot(one.events.time/per, one.events.event.map(kinds.index), 'D', ms=4)
     axs[0, 0].set(yticks=range(len(kinds)), yticklabels=kinds, ylim=(-.6, len(kinds) - .4))
     axs[0, 0].set_visible(bool(kinds))
     for ax,v in zip(axs[1:, 0], names):
         m = one.measurements[one.measurements.variable == v]
-        ax.plot(m.time/365.25, m.value, 'o-', ms=3, lw=.8)
+        ax.plot(m.time/per, m.value, 'o-', ms=3, lw=.8)
         ax.set_ylabel('\n'.join(filter(None, (v, records.units.get(v)))), rotation=0, ha='right', va='center')
     for ax in axs[:, 0]:
-        if at is not None: ax.axvline(at/365.25, color='k', lw=2)
-        if horizon is not None: ax.axvspan(at/365.25, (at + horizon)/365.25, color='.92', zorder=0)
-    axs[-1, 0].set_xlabel('years from day zero')
+        if at is not None: ax.axvline(at/per, color='k', lw=2)
+        if horizon is not None: ax.axvspan(at/per, (at + horizon)/per, color='.92', zorder=0)
+    axs[-1, 0].set_xlabel(f'{unit} from day zero')
     if title: fig.suptitle(title)
     plt.close(fig)
     return fig

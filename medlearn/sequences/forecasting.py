@@ -12,9 +12,9 @@ import numpy as np,pandas as pd,torch,torch.nn.functional as F
 from fastai.learner import Learner
 from torch import Tensor,nn
 from ..data.events import Records
+from ..foundations.budget import Budget,batch_for,train_within
 from ..foundations.evaluation import as_numbers,resample
 from ..foundations.sequences import Last,Recurrent,SequenceNet,SequenceSet,read_all,sequence_loaders
-from ..foundations.training import KeepBest,one_cycle
 from ..kit.cards import DataError,unknown_name
 
 # %% ../../nbs/sequences/01_forecasting.ipynb #d22d5001
@@ -251,25 +251,25 @@ class ForecastLoss:
 
 def train_forecaster(plan:Plan, # of the training
                      train:Windows, # to learn from
-                     valid:Windows, # to keep the best epoch
+                     valid:Windows, # to keep the best weights, and to end the training
                      kind:str='gru', # "rnn", "gru" or "lstm"
                      width:int=48, # of the states
                      layers:int=2, # one upon the other
                      drop:float=.1, # dropout between them
-                     epochs:int=5, # passes over the training windows
-                     lr:float=1e-2, # largest step
-                     bs:int=256, # windows in a batch
+                     budget:Budget=Budget(150), # of steps
+                     lr:float=1e-2, # largest step of each cycle
+                     bs:int=None, # windows in a batch; default: as their number says
                      level:float=.9, # share of the answers that the band is to hold
                      without:str='', # inputs left out, see `Plan.inputs`
                      device=None, # fastai's default: the GPU where there is one
                      watch:bool=False, # show progress and the live plot
-                    )->Learner: # with the weights of its best epoch
+                    )->Learner: # with its best weights; `spent` tells how it ended
     "Train a recurrent network through fastai's Learner"
-    dls = sequence_loaders(plan.inputs(train, without), plan.inputs(valid, without), bs, device)
+    dls = sequence_loaders(plan.inputs(train, without), plan.inputs(valid, without), bs or batch_for(len(train), most=256), device)
     d,body = len(plan.variables),Recurrent(dls.train.dataset.x.shape[-1], width, kind, layers, drop)
     model = Forecaster(SequenceNet(nn.Identity(), body, Last(body), 3*d*plan.horizon), d, plan.horizon)
     learn = Learner(dls, model.to(dls.device), loss_func=ForecastLoss(level), wd=1e-2)
-    return one_cycle(learn, epochs, lr, watch, cbs=KeepBest(), validate=True)
+    return train_within(learn, budget, lr, watch)
 
 def forecast(learn:Learner, # from `train_forecaster`
              plan:Plan, # of the same training

@@ -246,7 +246,7 @@ def plot_risk(records:Records, # that hold the person
     plt.close(fig)
     return fig
 
-# %% ../../nbs/sequences/02_records.ipynb #fd7c5fda
+# %% ../../nbs/sequences/02_records.ipynb #5c43daa0
 #@title New cases
 def handed_config(book:CodeBook, # of the training people
                   **more, # kind, n_out, most, days, unknown, classes, at, event, horizon
