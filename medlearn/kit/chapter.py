@@ -17,7 +17,7 @@ from . import cards,fetch
 from .machine import commit,processor,versions
 
 # %% ../../nbs/kit/04_chapter.ipynb #8e96bd42
-def record(kind:str, # "run", "data", "kept", "claim" or "sabotage"
+def record(kind:str, # "run", "data", "kept", "claim", "methods" or "sabotage"
            payload:dict, # JSON-able facts for the machine
            text:str, # one line for the reader
            html:str=None, # the same for a browser; default: `text`
