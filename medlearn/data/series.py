@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Case', 'read_series', 'cases_at', 'write_mask']
 
-# %% ../../nbs/data/99_series.ipynb #86855253
+# %% ../../nbs/data/99_series.ipynb #7f4c9773
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from .scans import needed,read_dicom
 from .volumes import read_volume
 from ..kit.cards import DataError
 
-# %% ../../nbs/data/99_series.ipynb #dafad478
+# %% ../../nbs/data/99_series.ipynb #f5745c48
 class Case(NamedTuple):
     "A scan to be read, with its place in the body"
     voxels: np.ndarray # float32, axes to the right, front and head
@@ -27,14 +27,14 @@ def _slice(path):
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'Invalid value for VR UI')
         x,ds = read_dicom(path)
-    if x.ndim != 2: raise DataError(f'{path} has {len(x)} frames, where one slice a file is expected. Save it as NIfTI.')
-    lacks = [k for k in ('ImagePositionPatient', 'ImageOrientationPatient', 'PixelSpacing') if not ds.get(k)]
-    if lacks: raise DataError(f'{path} has no {lacks[0]}: it cannot be placed. Leave out what is no slice: scouts, reports, screen shots.')
-    ways = np.array(ds.ImageOrientationPatient, float).reshape(2, 3)
-    at,mm = np.array(ds.ImagePositionPatient, float),np.array(ds.PixelSpacing, float)
-    when = [float(ds.get(k) or 0) for k in ('TriggerTime', 'TemporalPositionIdentifier', 'AcquisitionTime', 'InstanceNumber')]
-    who = str(ds.get('PatientID') or ds.get('PatientName') or 'unknown')
-    return dict(path=path, x=x, ways=ways, at=at, mm=mm, when=tuple(when), who=who, series=(who, str(ds.get('SeriesInstanceUID'))), place=float(at @ np.cross(*ways)))
+        if x.ndim != 2: raise DataError(f'{path} has {len(x)} frames, where one slice a file is expected. Save it as NIfTI.')
+        lacks = [k for k in ('ImagePositionPatient', 'ImageOrientationPatient', 'PixelSpacing') if not ds.get(k)]
+        if lacks: raise DataError(f'{path} has no {lacks[0]}: it cannot be placed. Leave out what is no slice: scouts, reports, screen shots.')
+        ways = np.array(ds.ImageOrientationPatient, float).reshape(2, 3)
+        at,mm = np.array(ds.ImagePositionPatient, float),np.array(ds.PixelSpacing, float)
+        when = [float(ds.get(k) or 0) for k in ('TriggerTime', 'TemporalPositionIdentifier', 'AcquisitionTime', 'InstanceNumber')]
+        who,series = str(ds.get('PatientID') or ds.get('PatientName') or 'unknown'),str(ds.get('SeriesInstanceUID'))
+    return dict(path=path, x=x, ways=ways, at=at, mm=mm, when=tuple(when), series=(who, series), place=float(at @ np.cross(*ways)))
 
 def _piled(slices, name):
     "Slices of one time as an array with axes to the right, front and head, and its affine"
@@ -85,7 +85,7 @@ def read_series(folder:str # of DICOM files, sub-folders allowed
             res[full] = Case(*_piled([v[t] for v in at.values()], full), root)
     return res
 
-# %% ../../nbs/data/99_series.ipynb #cfa779c6
+# %% ../../nbs/data/99_series.ipynb #df632ae9
 _ends = '.nii', '.nii.gz', '.nrrd'
 def _stem(p): return next(p.name.removesuffix(e) for e in sorted(_ends, key=len, reverse=True) if p.name.endswith(e))
 
