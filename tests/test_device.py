@@ -134,10 +134,10 @@ def reader(kind):
     data = test_sequences_text.made_up(48)
     vocab, sets = test_sequences_text.parts(data)
     if kind == 'awd':
-        lm = text.language_model(data.part('train').text, data.part('valid').text, vocab, 1, 8, 12, device='cuda')
+        lm = text.language_model(data.part('train').text, data.part('valid').text, vocab, Budget(4), 8, 12, device='cuda')
         net = text.ReportNet(text.AWD(len(vocab), 8, 12).start_from(lm), 2)
     else: net = sequence_net(len(vocab), 2, kind, 8, 1, 'mean', words=True)
-    learn = text.fit_reader(net, sets['train'], sets['valid'], 1, 1e-3, 8, 'cuda')
+    learn = text.fit_reader(net, sets['train'], sets['valid'], Budget(4), 1e-3, 8, 'cuda')
     assert np.isfinite(read_all(learn, sets['test'])).all() and len(text.missed(learn.model, sets['test'].x[0, :4]))
     if kind == 'transformer': assert text.looked_at(learn.model, sets['test'].x[0, :4]).shape[-1] == 4
     return learn.model

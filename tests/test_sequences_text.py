@@ -8,6 +8,7 @@ from torch import nn
 
 from batches import differ
 from medlearn.data.text import check_reports,read_reports,Reports,Vocab,words
+from medlearn.foundations.budget import Budget
 from medlearn.foundations.sequences import read_all, sequence_net
 from medlearn.kit.cards import DataError
 from medlearn.kit.runner import plan, run
@@ -98,12 +99,12 @@ def lm():
     data = made_up()
     torch.manual_seed(0)
     vocab, _ = parts(data)
-    return vocab, S.language_model(data.part('train').text, data.part('valid').text, vocab, 2, 16, 24, device='cpu')
+    return vocab, S.language_model(data.part('train').text, data.part('valid').text, vocab, Budget(60), 16, 24, device='cpu')
 
 
 def test_language_model_learns_and_is_carried_over(lm):
     vocab, learn = lm
-    perplexity = [float(np.exp(v[1])) for v in learn.recorder.values]
+    perplexity = [float(np.exp(c['validation'])) for c in learn.spent.checks]
     assert perplexity[-1] < perplexity[0] and perplexity[-1] < len(vocab)
     body = S.AWD(len(vocab), 16, 24).start_from(learn)
     assert torch.equal(body.net.encoder.weight, learn.model[0].encoder.weight)
@@ -139,7 +140,7 @@ def test_reader_learns(lm):
     data = made_up()
     sets = {s: S.report_set(data.part(s), vocab) for s in data.splits}
     torch.manual_seed(0)
-    fitted = S.fit_reader(S.ReportNet(S.AWD(len(vocab), 16, 24).start_from(learn), 2), sets['train'], sets['valid'], 8, 1e-2, 8, 'cpu')
+    fitted = S.fit_reader(S.ReportNet(S.AWD(len(vocab), 16, 24).start_from(learn), 2), sets['train'], sets['valid'], Budget(60), 1e-2, 8, 'cpu')
     assert (read_all(fitted, sets['test']).argmax(1) == data.part('test').labels).mean() > .9
 
 
@@ -147,7 +148,7 @@ def test_attention_and_worth_have_a_value_for_each_word():
     data = made_up()
     vocab, sets = parts(data)
     torch.manual_seed(0)
-    net = S.fit_reader(sequence_net(len(vocab), 2, 'transformer', 16, 2, 'mean', words=True), sets['train'], sets['valid'], 12, 5e-3, 8, 'cpu').model
+    net = S.fit_reader(sequence_net(len(vocab), 2, 'transformer', 16, 2, 'mean', words=True), sets['train'], sets['valid'], Budget(96), 5e-3, 8, 'cpu').model
     x = torch.tensor(vocab.encode(['xxbos', *words('The heart is normal, nodule')]))
     looks, worth = S.looked_at(net, x), S.missed(net, x)
     assert looks.shape == (2, len(x)) and np.allclose(looks.sum(1), 1, atol=1e-5) and worth.shape == (len(x),)
@@ -197,7 +198,7 @@ def test_a_pretrained_model_reads_like_any_other(monkeypatch):
     data, body = made_up(), S.Clinical('here')
     sets = {s: body.report_set(data.part(s)) for s in data.splits}
     assert sets['train'].sizes.max() == 30
-    learn = S.fit_reader(S.ReportNet(body, 2), sets['train'], sets['valid'], 1, 1e-2, 16, 'cpu')
+    learn = S.fit_reader(S.ReportNet(body, 2), sets['train'], sets['valid'], Budget(4), 1e-2, 16, 'cpu')
     assert read_all(learn, sets['test']).shape == (len(sets['test']), 2)
     assert differ(learn.model, sets['train'], torch.argsort(sets['train'].sizes)[[0, -1, 3]].tolist()) < 1e-5
     with pytest.raises(DataError, match="pretrained='elsewhere' is not a folder .*elsewhere is not a local folder"): S.Clinical('elsewhere')
@@ -235,7 +236,7 @@ def test_chapter_runs_on_a_csv(tmp_path):
     part = tmp_path/'nbs'/'sequences'
     part.mkdir(parents=True)
     notebook = (root/'nbs'/'sequences'/'06_text.ipynb').read_text(encoding='utf-8')
-    for now, small in {'lm_epochs=3, epochs=2': 'lm_epochs=1, epochs=1', 'few_draws=0, few_epochs=0': 'few_draws=1, few_epochs=1', 'draws=300': 'draws=50'}.items():
+    for now, small in {'Budget(200, seconds=15)': 'Budget(12)', 'few_draws=0': 'few_draws=1', 'Budget(70, 2)': 'Budget(6)', 'draws=300': 'draws=50'}.items():
         assert now in notebook
         notebook = notebook.replace(now, small)
     (part/'06_text.ipynb').write_text(notebook, encoding='utf-8')

@@ -7,7 +7,7 @@ __all__ = ['contradicted', 'some_reports', 'TfidfReader', 'report_set', 'languag
            'Clinical', 'new_cases', 'start_at_odds', 'stated', 'looked_at', 'missed']
 
 # %% ../../nbs/sequences/06_text.ipynb #f2e186a7
-import re
+import re,warnings
 from itertools import accumulate
 from types import SimpleNamespace
 import numpy as np,pandas as pd,torch
@@ -41,7 +41,7 @@ def contradicted(data:Reports # with one label each
 def some_reports(data:Reports, # a split
                  n:int=None, # reports at most; None: all
                  seed:int=0, # of the draw
-                 words_in_all:int=1_000_000, # roughly, at most
+                 words_in_all:int=500_000, # roughly, at most
                 )->Reports: # the same, or a part
     "A part of a split, drawn at random; each class keeps two reports"
     if n is None: return data
@@ -67,19 +67,22 @@ class TfidfReader:
         self.vec = TfidfVectorizer(tokenizer=words, token_pattern=None, lowercase=False, ngram_range=(1, longest),
                                    min_df=2, sublinear_tf=True, max_features=100_000)
         self.vec.fit(train.text if texts is None else texts)
-        models = {C: self._fitted(train, C) for C in strengths}
-        unseen = self.vec.transform(valid.text)
-        y = valid.labels == 1 if valid.multilabel else valid.labels[:, None] == np.arange(len(valid.classes))
+        seen,unseen = self.vec.transform(train.text),self.vec.transform(valid.text)
+        models = {C: self._fitted(seen, train.labels, C) for C in strengths}
+        y = valid.labels == 1 if valid.multilabel else valid.labels[:, None] == np.arange(self.k)
         there = y.any(0) & ~y.all(0)
         if not there.any(): raise DataError(f'{valid.name}: the validation reports are all of one class: nothing can be chosen on them.')
         self.tried = {C: float(auroc(y[:, there], self._spread(m, unseen)[:, there])[0]) for C,m in models.items()}
         self.C = max(self.tried, key=self.tried.get)
         self.model = models[self.C]
-    def _fitted(self, train, C):
+    def _fitted(self, x, labels, C):
+        from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
         from sklearn.multiclass import OneVsRestClassifier
-        model = OneVsRestClassifier(LogisticRegression(C=C, solver='liblinear'))
-        return model.fit(self.vec.transform(train.text), train.labels)
+        model = OneVsRestClassifier(LogisticRegression(C=C, solver='liblinear', dual=self.k >= 10, random_state=0))
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', ConvergenceWarning)
+            return model.fit(x, labels)
     def _spread(self, model, x):
         "Probabilities, a column a class, those that training lacks at 0"
         p = np.zeros((x.shape[0], self.k))
