@@ -23,7 +23,7 @@ def test_a_hundred_photographs_run_imaging_classification(tmp_path):
             Image.fromarray(np.where(spot, skin*(.2, .8)[k], skin).clip(0, 255).astype(np.uint8)).save(tmp_path/'photos'/c/f'P{k}{i//2}_{i}.jpg')
     (tmp_path/'photos'/'dataset.toml').write_text(r"patient = '(P\d+)_'")
     medlearn = Path(sys.executable).with_name('medlearn')
-    done = subprocess.run([medlearn, 'run', 'imaging/classification', '-p', f'dataset={tmp_path/"photos"}', '--out', tmp_path/'out', '--report'],
+    done = subprocess.run([medlearn, 'run', 'imaging/classification', '-p', f'dataset={tmp_path/"photos"}', '-p', 'budget=60', '--out', tmp_path/'out', '--report'],
                           capture_output=True, text=True, timeout=600)
     run, = json.loads((tmp_path/'out'/'results.json').read_text())['runs']
     assert done.returncode == 0 and run['status'] == 'passed', done.stdout + done.stderr

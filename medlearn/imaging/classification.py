@@ -158,7 +158,7 @@ def largest_losses(judge:Judge, # of one split
     loss = -np.log(np.where(judge.y, given, 1 - given).clip(1e-6))
     return np.argsort(-loss.max(1), kind='stable')[:n]
 
-# %% ../../nbs/imaging/01_classification.ipynb #b73ead69
+# %% ../../nbs/imaging/01_classification.ipynb #b5e62852
 #@title Probabilities that mean what they say
 def tempered(p:np.ndarray, # probabilities of a network, shape (n, classes)
              shares=None, # of the classes in training, where each counted the same; None: several findings
@@ -208,7 +208,7 @@ def classic_cnn(c_in:int, # channels of the image
     model = nn.Sequential(*blocks, *hidden, nn.Dropout(drop), nn.Linear(dense, n_out))
     return model.to(memory_format=torch.channels_last)
 
-# %% ../../nbs/imaging/01_classification.ipynb #edfa787c
+# %% ../../nbs/imaging/01_classification.ipynb #360cd22a
 #@title What new pictures need, and how they are read
 def config_for(data:ImageSet, # that was trained on
                learn:Learner, # `classic_cnn`, trained on a `TensorLoader`
