@@ -75,7 +75,7 @@ def three_planes(images:np.ndarray # volumes, shape (n, d, h, w)
     x = np.pad(images, [(0, 0)] + [((s-n)//2, s-n-(s-n)//2) for n in images.shape[1:]])
     return np.stack([np.take(x, s//2, axis) for axis in (1, 2, 3)], -1)
 
-# %% ../../nbs/imaging/05_volumes.ipynb #fc961fb1
+# %% ../../nbs/imaging/05_volumes.ipynb #e6b680af
 def new_cases(weights:dict, # name -> tensor
               config:dict, # as the chapter hands it over
               path:str, # .npz with `images`, shape (n, d, h, w), and perhaps `ids`; or in the layout of MedMNIST, where test_images are read
