@@ -247,10 +247,10 @@ def data_check(path:Annotated[Path, Argument(help='A file or folder of your own.
 # %% ../../nbs/kit/20_cli.ipynb #897b42a1
 _Sides = Annotated[list[int], Option('--size', min=16, help='Pixels a side; repeatable; default: 28 and 64.')]
 _Repeats = Annotated[int, Option(min=1, help='Rounds of the throughput.')]
-_Images = Annotated[int, Option(min=128, help='Only so many training images, for throughput and memory.')]
+_Images = Annotated[int, Option(min=128, help='Only so many training images, for throughput and memory; for data: the largest set.')]
 _Runs = Annotated[int, Option(min=1, help="Runs of medlearn's recipe.")]
 _Minutes = Annotated[float, Option(min=0, help='Time for the published recipe.')]
-_Only = Annotated[str, Option(metavar='throughput|quality', help='One of the two; default: both.')]
+_Only = Annotated[str, Option(metavar='throughput|quality|data', help='One of them; default: the first two.')]
 _Dataset = Annotated[str, Option(help='Grey images with splits, by name or path of a .npz file.')]
 _File = Annotated[Path, Option('--out', dir_okay=False, help='Write the JSON to this file as well.')]
 
@@ -263,11 +263,11 @@ def bench(as_json:Annotated[bool, Option('--json', help='JSON instead of tables.
           images:_Images=None, # none: all
           runs:_Runs=3, # of medlearn's recipe
           minutes:_Minutes=30, # for the published recipe
-          only:_Only=None, # "throughput" or "quality"
+          only:_Only=None, # "throughput", "quality" or "data"
           out:_File=None, # file for the JSON
          ):
     "Measure the loader against the limit and its peers, and the time to a good network."
-    if only not in (None, 'throughput', 'quality'): raise catalog.WrongUsage(f'--only {only}: it is throughput or quality')
+    if only not in (None, 'throughput', 'quality', 'data'): raise catalog.WrongUsage(f'--only {only}: it is throughput, quality or data')
     result = catalog.tool('bench')(dataset, size or (28, 64), repeats, images, runs, minutes, only, tell=lambda line: echo(line, err=True))
     if out: out.write_text(runner.to_json(result), encoding='utf-8')
     if as_json: echo(runner.to_json(result), nl=False)

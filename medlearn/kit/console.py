@@ -132,6 +132,9 @@ def show_bench(result:dict, # what the bench measured
     least = '> ' if q and q['lower_bound'] else ''
     rows = [dict(recipe='medlearn', s=_number(q['medlearn'])), dict(recipe='published', s=least + _number(q['published']))] if q else []
     show_table(console, 'Time to quality', dict(recipe='recipe', s=f'seconds to AUROC {q["bar"]}' if q else ''), rows)
+    rows = [r | dict(n=f'{r["n"]:,}') for r in result.get('data', [])]
+    titles = dict(what='what', n='n', seconds='seconds', mb='own MB', file_mb='MB of file pages', share='share of a split or table')
+    show_table(console, 'Reading, checking and one pass', titles, rows)
     rows = [r | dict(value=_number(r['value']), holds={None: '-', True: 'yes', False: 'NO'}[r['holds']]) for r in held]
     show_table(console, f'On {result["device"]}; {result["dataset"]}', {k: k for k in ('what', 'value', 'bound', 'holds')}, rows)
     if 'reason' in result: console.print(f'Measured on noise, without time to quality: {result["reason"]}')
