@@ -236,7 +236,7 @@ def test_chapter_runs_on_a_csv(tmp_path):
     part = tmp_path/'nbs'/'sequences'
     part.mkdir(parents=True)
     notebook = (root/'nbs'/'sequences'/'06_text.ipynb').read_text(encoding='utf-8')
-    for now, small in {'Budget(200, seconds=15)': 'Budget(12)', 'few_draws=0': 'few_draws=1', 'Budget(70, 2)': 'Budget(6)', 'draws=300': 'draws=50'}.items():
+    for now, small in {'Budget(200, seconds=25)': 'Budget(12)', 'few_draws=0': 'few_draws=1', 'Budget(70, 2)': 'Budget(6)', 'draws=300': 'draws=50'}.items():
         assert now in notebook
         notebook = notebook.replace(now, small)
     (part/'06_text.ipynb').write_text(notebook, encoding='utf-8')
