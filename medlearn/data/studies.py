@@ -28,8 +28,10 @@ def _named(folder, file, default):
     return [s.rsplit('/', 1)[-1] for line in p.read_text(encoding='utf-8').splitlines() if (s := line.split('#')[0].strip())]
 
 def _a_fifth(groups, y, seed):
-    "Patients, of whom there is a fifth, with as nearly a fifth of each kind of beat as a thousand draws find"
+    "A fifth of the patients, with as nearly a fifth of each kind as a thousand draws find; kinds that two patients or fewer have do not count"
     table = pd.crosstab(groups, y)
+    often = (table > 0).sum() > 2
+    if often.any(): table = table.loc[:, often]
     n = max(1, round(len(table)/5))
     if len(table) < 2: raise DataError(f'patient {table.index[0]} is the only one with beats in training: validation needs another. Name more records in its list.')
     draws = np.argsort(np.random.default_rng(seed).random((1000, len(table))), 1)[:, :n]
@@ -85,7 +87,7 @@ def _one_record(head, rate, annotations, marked):
     s = read_wfdb(head, annotations=annotations, check=False, note=False)
     hz = s.rate
     if marked and s.symbols is None: return f'{s.name} has no {annotations} file'
-    if s.rate < .9*rate: raise DataError(f'{head} has {s.rate:g} Hz: nothing makes {rate:g} of it. Give the lowest rate of the folder, rate = {s.rate:g}.')
+    if s.rate < .9*rate: raise DataError(f'{head} has {s.rate:g} Hz: nothing makes {rate:g} Hz of it. Give the lowest rate of the folder, rate = {s.rate:g}.')
     gone = np.flatnonzero(~np.isfinite(s.mv[0]).all(1))
     if len(gone): s = replace(s, mv=[np.delete(s.mv[0], gone, 0)], leads=[n for i,n in enumerate(s.leads) if i not in gone])
     if not s.leads: return f'{s.name} has missing samples in every lead'
