@@ -95,6 +95,10 @@ def test_two_phases_of_a_heart_stay_together(tmp_path):
 def test_a_published_split_is_kept(tmp_path):
     d = nifti_pairs(made(tmp_path, [f'{i:02}' for i in range(10)]), test='^0[67]')
     assert d.table.file[d.split == 'test'].tolist() == ['06', '07'] and d.table.attrs['published']
+    (tmp_path/'split.csv').write_text('file,split\n' + '\n'.join(f'{i:02}.nii.gz,{"test" if i > 7 else "train"}' for i in range(10)))
+    listed = nifti_pairs(tmp_path)
+    assert listed.table.file[listed.split == 'test'].tolist() == ['08', '09']
+    (tmp_path/'split.csv').unlink()
     made(tmp_path, ['99', '98'], images='imagesTs', masks='labelsTs')
     d = nifti_pairs(tmp_path)
     assert sorted(d.table.file[d.split == 'test']) == ['98', '99'] and {'train', 'valid'} <= set(d.split[:10])

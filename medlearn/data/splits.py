@@ -116,7 +116,7 @@ def _from_list(names, at):
     except (OSError, ValueError, pd.errors.ParserError) as e: raise DataError(f'{at} cannot be read: {e}. Write the lines file,split and 21_left.png,test.') from None
     if not {'file', 'split'} <= set(rows): raise DataError(f'{at} has the columns {", ".join(rows)}. Name them file, split, and patient where patients are known.')
     where = {k: i for i,(p,n) in enumerate(names) for k in (p.rpartition('/')[2], n, p)}
-    found = np.array([where.get(re.sub(r'\.\w+$', '', f.strip()), -1) for f in rows.file])
+    found = np.array([where.get(re.sub(r'(\.nii)?\.\w+$', '', f.strip()), -1) for f in rows.file])
     def bad(wrong, what):
         if np.any(wrong): raise DataError(f'{at}: line {np.argmax(wrong) + 2}, {rows.file[np.argmax(wrong)]}: {what} ({np.sum(wrong)} such lines).')
     bad(found < 0, 'no such file. Take the line away, or add the file')
