@@ -18,6 +18,7 @@ from ..foundations.augmentation import Augment,moments
 from ..foundations.classical import models
 from ..foundations.evaluation import Judge
 from ..foundations.loading import channels_first,TensorLoader,TensorLoaders,TensorSet
+from ..foundations.budget import Budget,train_within
 from ..foundations.training import loss_for,one_cycle,small_cnn
 from ..kit.cards import DataError
 
@@ -180,7 +181,8 @@ class JointAugment(Callback):
 # %% ../../nbs/imaging/12_fusion.ipynb #c0420a2b
 def fit_fusion(data:Joint, # with splits train and valid
                how:str='middle', # as in `Fusion`
-               epochs:int=10, # passes over the training split
+               epochs:int=10, # passes over the training split, where there is no budget
+               budget:Budget=None, # steps of training, ended by the validation split
                lr:float=5e-3, # largest learning rate
                bs:int=64, # cases in a batch
                width:int=32, # features of each encoder
@@ -198,7 +200,8 @@ def fit_fusion(data:Joint, # with splits train and valid
     model = Fusion(inputs.shapes, len(data.classes), how, width, lambda shape,width: make(shape, width, widths))
     learn = Learner(dls, model.to(device), loss_func=loss_for(data, device=device), wd=1e-2)
     learn.inputs = inputs
-    return one_cycle(learn, epochs, lr, cbs=[c for c in (augment, ModalityDropout(hide) if hide else None) if c])
+    cbs = [c for c in (augment, ModalityDropout(hide) if hide else None) if c]
+    return train_within(learn, budget, lr, cbs=cbs) if budget else one_cycle(learn, epochs, lr, cbs=cbs)
 
 # %% ../../nbs/imaging/12_fusion.ipynb #4d3d50e8
 @torch.inference_mode()
