@@ -78,7 +78,7 @@ def corrected_interval(d:np.ndarray, # difference of two models in each outer fo
     half = t.ppf((1 + level)/2, len(d) - 1)*np.sqrt((1/len(d) + 1/(folds - 1))*d.var(ddof=1))
     return float(d.mean()), float(d.mean() - half), float(d.mean() + half)
 
-# %% ../../nbs/foundations/07_classical.ipynb #92000b2f
+# %% ../../nbs/foundations/07_classical.ipynb #c1ea0545
 #@title A linear model as numbers, and new cases
 def linear_tensors(pipe, # fitted: filling in by the median, scaling, logistic regression
                   )->dict: # name -> array: median, mean, scale, weight, bias

@@ -101,7 +101,7 @@ def log_odds(net:HazardNet, # trained
     device = next(net.parameters()).device
     return net(torch.as_tensor(x, dtype=torch.float32, device=device)).cpu().numpy()
 
-# %% ../../nbs/sequences/03_survival.ipynb #6ab5305a
+# %% ../../nbs/sequences/03_survival.ipynb #6a10a1bc
 #@title New cases
 def new_cases(weights:dict, # tensors of the network, and of the filling and scaling before it
               config:dict, # from this chapter
