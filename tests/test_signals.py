@@ -564,4 +564,4 @@ def test_bad_ptbxl(ptb, tmp_path):
     with pytest.raises(DataError, match='none.hea cannot be read'), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         Tracings.ptbxl(folder)
-    with pytest.raises(DataError, match='Unpack PTB-XL there'): Tracings.ptbxl(tmp_path/'nowhere')
+    with pytest.raises(DataError, match='A folder of PTB-XL holds it'): Tracings.ptbxl(tmp_path/'nowhere')

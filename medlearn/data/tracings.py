@@ -268,7 +268,7 @@ def ptbxl(folder, # with ptbxl_database.csv and scp_statements.csv
     def table(name, needs):
         path = Path(folder)/name
         try: df = pd.read_csv(path)
-        except (OSError, ValueError) as e: raise DataError(f'{path} cannot be read: {e}. Unpack PTB-XL there.') from e
+        except (OSError, ValueError) as e: raise DataError(f'{path} cannot be read: {e}. A folder of PTB-XL holds it: give that folder.') from e
         lost = [c for c in needs if c not in df]
         if lost: raise DataError(f'{path} lacks the column {lost[0]}. Get it again from PTB-XL.')
         return df
