@@ -246,7 +246,7 @@ def plot_risk(records:Records, # that hold the person
     plt.close(fig)
     return fig
 
-# %% ../../nbs/sequences/02_records.ipynb #6f210c08
+# %% ../../nbs/sequences/02_records.ipynb #447ddf71
 #@title New cases
 def handed_config(book:CodeBook, # of the training people
                   **more, # kind, n_out, most, days, unknown, classes, at, event, horizon
