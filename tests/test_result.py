@@ -187,6 +187,7 @@ def test_verdicts():
     assert 'BROKEN ON PURPOSE' in ' '.join(verdict(ROW | dict(sabotage='leak')))
     assert 'STOPPED' in verdict(ROW | dict(status='timeout', error='ran past its limit'))[0]
     assert told([1, 2]) == '1, 2' and told(dict(a=[.5, .25, .75])) == 'a: 0.5 [0.25, 0.75]' and told(True) == 'True'
+    assert told([12841, 12841., .5]) == '12841 [12841, 0.5]' and told(7e-05) == '7e-05'
     assert methods_csv(ROW | dict(data=[dict(name='-cmd', digest='-1.5')])).count("'-") == 2
     kept = lambda text: next(r[3] for r in csv.reader(io.StringIO(methods_csv(ROW | dict(chapter=text)))) if r[1] == 'chapter')
     assert [kept(t) for t in ('-1+cmd|x', '=sum(1)', '@x')] == ["'-1+cmd|x", "'=sum(1)", "'@x"]
@@ -207,3 +208,37 @@ def test_a_text_that_names_a_file_is_its_path(tmp_path):
     assert got('folder', 'resnet18') == 'folder' and got('./folder', 'resnet18') == here('folder') and got('table.csv', None) == here('table.csv')
     for bad in ('tabel.csv', './x', '../x', 'folder/x', 'a/b/c', '/nowhere/x', '~/nowhere_at_all', 'x\\y', 'scan.nii.gz', 'X.CSV'):
         with pytest.raises(WrongUsage, match='there is no file or folder'): got(bad)
+
+
+# A chapter of the course
+
+def test_a_model_of_the_course_answers_for_new_pictures(tmp_path, monkeypatch, capsys):
+    import numpy as np
+    import torch
+    from medlearn.imaging.classification import classic_cnn, new_cases
+    from medlearn.kit.cards import DataError
+    from medlearn.kit.handover import hand_over
+    from medlearn.kit.predict import predict_new
+    torch.manual_seed(0)
+    net = classic_cnn(1, 2)
+    config = dict(classes=['no', 'yes'], shape=[28, 28], mean=[100.], std=[50.], multilabel=False, shares=None, temperature=1., mirror=True,
+                  grey_too=False, fit='crop', level_width=None)
+    monkeypatch.setenv('MEDLEARN_MODEL', str(tmp_path/'run'))
+    hand_over(net, 'medlearn.imaging.classification:new_cases', config, dict(n=0))
+    x = np.random.default_rng(0).integers(0, 255, (3, 28, 28)).astype(np.uint8)
+    np.savez(tmp_path/'new.npz', images=x)
+    np.savez(tmp_path/'small.npz', images=x[:, :20, :20])
+    refused = medlearn('predict', 'run', 'new.npz', cwd=tmp_path)
+    assert refused.returncode == 1 and 'cut off' in refused.stderr
+    said = json.loads((tmp_path/'run/model/model.json').read_text())
+    (tmp_path/'run/model/model.json').write_text(json.dumps(said | dict(status='passed')))
+    capsys.readouterr()
+    predict_new(tmp_path/'run/model', [tmp_path/'new.npz'])
+    shown = capsys.readouterr()
+    assert shown.err == '3 cases; not for clinical use\n'
+    rows = list(csv.reader(io.StringIO(shown.out)))
+    assert rows[0] == ['id', 'no', 'yes']
+    assert np.allclose(np.array(rows[1:])[:, 1:].astype(float), new_cases(net.state_dict(), config, tmp_path/'new.npz'), atol=1e-5)
+    with pytest.raises(DataError, match='small.npz: images are .20, 20.'):
+        predict_new(tmp_path/'run', [tmp_path/'new.npz', tmp_path/'small.npz'], out=tmp_path/'p.csv')
+    assert not (tmp_path/'p.csv').exists()

@@ -5,15 +5,17 @@
 # %% auto #0
 __all__ = ['claim_row', 'told', 'verdict', 'result_page', 'methods_csv', 'clear', 'write_page']
 
-# %% ../../nbs/kit/98_result.ipynb #ab469f9c
+# %% ../../nbs/kit/98_result.ipynb #0d7de79a
 import base64,csv,io,json,re,shutil
 from html import escape
 from pathlib import Path
 from .catalog import cells_of,describe
 from .workers import write_whole
 
-# %% ../../nbs/kit/98_result.ipynb #4049cea4
-def _number(x): return '-' if x is None else f'{x:.4g}' if isinstance(x, (int, float)) and not isinstance(x, bool) else str(x)
+# %% ../../nbs/kit/98_result.ipynb #e446fd1c
+def _number(x):
+    if x is None or isinstance(x, (bool, str)) or not isinstance(x, (int, float)): return '-' if x is None else str(x)
+    return f'{x:.4g}' if isinstance(x, float) and abs(x) < 1e4 else f'{x:.0f}'
 
 def claim_row(run:dict, # a record, as in results.json
               claim:dict, # one of its claims
@@ -28,7 +30,7 @@ def claim_row(run:dict, # a record, as in results.json
     return dict(chapter=run['chapter'], seed=run['seed'], claim=c['claim'], value=show(c['value']) + interval,
                 bound=sign + bound, source=c['source'], holds='yes' if claim.get('passed') is True else 'NO')
 
-# %% ../../nbs/kit/98_result.ipynb #80442f4c
+# %% ../../nbs/kit/98_result.ipynb #4e4285d6
 def told(x # a value of a methods table
         )->str: # (value, low, high) as "0.84 [0.79, 0.88]"
     "A recorded value as text"
@@ -75,7 +77,7 @@ def _environment(row):
     rows += [[name, row.get(k)] for k,name in keys.items() if row.get(k) is not None]
     yield 'Environment', ['', 'this run'], rows + [[f'version of {k}', v] for k,v in (row.get('versions') or {}).items()]
 
-# %% ../../nbs/kit/98_result.ipynb #025a1395
+# %% ../../nbs/kit/98_result.ipynb #50c8e93f
 def _plain(text):
     "Markdown as text"
     text = re.sub(r'!?\[([^\]]*)\]\([^)]*\)', r'\1', text)
@@ -98,7 +100,7 @@ def _shown(cells):
             if png and re.fullmatch(r'[A-Za-z0-9+/=\s]+', png): yield 'picture', heading, caption or kept.get('name', ''), ''.join(png.split())
         for s in filter(None, said): yield 'sentence', heading, s, None
 
-# %% ../../nbs/kit/98_result.ipynb #64a33b58
+# %% ../../nbs/kit/98_result.ipynb #625be4d6
 _ended = dict(passed='It ran to its end, and all of its claims hold.', failed='It ran to its end, but not all of its claims hold.',
               error='IT FAILED. What stands below was recorded before that.', timeout='IT WAS STOPPED. What stands below was recorded before that.')
 
@@ -113,7 +115,7 @@ def verdict(row:dict # a record
     if row['profile'] == 'smoke': said.append('This was a quick run, smoke; a complete one is asked for with --profile full, and may come to other figures.')
     return [*said, 'Not for clinical use.']
 
-# %% ../../nbs/kit/98_result.ipynb #1989b3ed
+# %% ../../nbs/kit/98_result.ipynb #b15f6d8c
 _style = '''body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:auto;padding:1rem;color:#111;background:#fff}
 h2{margin-top:2rem;border-bottom:1px solid #999}caption{text-align:left;font-weight:bold;padding:.3rem 0}table{border-collapse:collapse;margin:.5rem 0}
 th,td{border:1px solid #999;padding:.2rem .6rem;text-align:left;vertical-align:top}.long{overflow-wrap:anywhere;min-width:12rem}.number{white-space:nowrap}thead th{background:#eee}
@@ -158,7 +160,7 @@ def result_page(row:dict, # a record of a run
             f'<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; style-src \'unsafe-inline\'">'
             f'<title>{name}</title><style>{_style}</style></head>\n<body><main><h1>{name}</h1><div class="ended">{ended}</div>\n{body}</main></body></html>\n')
 
-# %% ../../nbs/kit/98_result.ipynb #2494935f
+# %% ../../nbs/kit/98_result.ipynb #4bfe8bd3
 def methods_csv(row:dict # a record of a run
                )->str: # CSV: section, entry, column, value
     "The tables of a run's page as one long table"
@@ -172,7 +174,7 @@ def methods_csv(row:dict # a record of a run
         lines.writerows([safe(x) for x in (title, r[0], c, v)] for r in rows for c,v in zip(columns[1:], r[1:]))
     return file.getvalue()
 
-# %% ../../nbs/kit/98_result.ipynb #bdd5fac8
+# %% ../../nbs/kit/98_result.ipynb #6cdb52dc
 def clear(folder:Path # of a result
          )->None:
     "Remove what an earlier run left, and nothing else"
