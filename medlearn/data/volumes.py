@@ -172,7 +172,7 @@ def read_volume(path:Path, # NIfTI or NRRD file
     if channel is None and n > 1: raise DataError(f'{has}: save one channel a file, or choose one with channel=0 to {n-1}.')
     return x[..., channel] if n > 1 else x, affine
 
-# %% ../../nbs/data/10_volumes.ipynb #92f87b8a
+# %% ../../nbs/data/10_volumes.ipynb #2a4c06c6
 def stacked(volume:np.ndarray, # axes as in a file
             affine:np.ndarray, # 4 x 4, voxel to mm
             towards:list=None, # directions of slices, rows and columns, shape (3, 3); None: axial, for axes to the right, front and head
