@@ -101,9 +101,9 @@ def test_rows_are_picked_in_the_file_or_copied(tmp_path):
     near, far, out = L.picked(a, np.arange(5, 9)), L.picked(a, np.array([9, 1, 30])), L.picked(a, np.array([9, 1, 30]), memory=0)
     assert L.mapped(near) and not L.mapped(far) and L.mapped(out)
     assert near[:, 0, 0].tolist() == [5, 6, 7, 8] and far[:, 0, 0].tolist() == out[:, 0, 0].tolist() == [9, 1, 30]
-    both = L.joined([near, far])
+    both = L.joined_rows([near, far])
     assert L.mapped(both) and both[:, 0, 0].tolist() == [5, 6, 7, 8, 9, 1, 30]
-    assert L.joined([near[1:3]])[:, 0, 0].tolist() == [6, 7] and L.joined([near], lambda x: x + 1)[0, 0, 0] == 6
+    assert L.joined_rows([near[1:3]])[:, 0, 0].tolist() == [6, 7] and L.joined_rows([near], lambda x: x + 1)[0, 0, 0] == 6
     assert not list((tmp_path/'cache/large').iterdir())
 
 

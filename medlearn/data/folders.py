@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from .images import covered,ImageSet
-from .large import stacked,told_where
+from .large import stacked_rows,told_where
 from .pictures import read_pictures,ENDINGS,FITS,is_picture,files_below
 from .records import not_known
 from .shortcuts import cheat,giveaways
@@ -201,9 +201,9 @@ def _one_kind(pics, colour):
     "All grey or all in colour; and what was done for it"
     grey = np.array([x.ndim == 2 for x in pics])
     if colour is False and not grey.all():
-        return stacked(pics, lambda x: x if x.ndim == 2 else np.rint(x@[.299, .587, .114]).astype(np.uint8)),f'{(~grey).sum():,} were made grey'
-    if grey.all() and not colour: return stacked(pics),''
-    return stacked(pics, lambda x: x if x.ndim == 3 else np.repeat(x[..., None], 3, -1)),f'{grey.sum():,} grey ones became colour'*bool(grey.any())
+        return stacked_rows(pics, lambda x: x if x.ndim == 2 else np.rint(x@[.299, .587, .114]).astype(np.uint8)),f'{(~grey).sum():,} were made grey'
+    if grey.all() and not colour: return stacked_rows(pics),''
+    return stacked_rows(pics, lambda x: x if x.ndim == 3 else np.repeat(x[..., None], 3, -1)),f'{grey.sum():,} grey ones became colour'*bool(grey.any())
 
 def _storage(about, side, fit, level_width):
     "How pictures were stored, and what was done to them: question -> answer"

@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .large import joined,open_npz,picked,told_where
+from .large import joined_rows,open_npz,picked,told_where
 from .splits import check_leak,duplicates,Splits
 from ..kit.cards import card,cards,DataError,digest_of
 from ..kit.fetch import fetch,used
@@ -123,7 +123,7 @@ def _pixels(path, key, a):
         a = a[..., :3]
     if a.dtype.kind not in 'buif': raise bad(f'holds {a.dtype}, not numbers', 'Save numbers from 0 to 255')
     if a.dtype == np.uint8: return a
-    a = joined([a], lambda b: b*np.uint8(255)) if a.dtype == bool else a
+    a = joined_rows([a], lambda b: b*np.uint8(255)) if a.dtype == bool else a
     low,high = (f(a.reshape(len(a), -1), axis=1) for f in (np.min, np.max))
     faults = {'NaN or infinite pixels': ~np.isfinite(low+high), 'pixels outside 0 to 255': (low < 0) | (high > 255)}
     for what,wrong in faults.items():
@@ -185,7 +185,7 @@ def _read_npz(path, classes, name, memory=None):
         lacks = next((k for k,w,a in zip(keys, who, x.values()) if w is None or w.shape != (len(a),)), None)
         if lacks: raise DataError(f'{path}: {lacks.replace("images", "patients")} is missing, or has not one name for each image. Save all three, or none.')
     def byte(a): return a if a.dtype == np.uint8 else np.rint(a*255. if share['train_images'] else a).astype(np.uint8)
-    images,labels = joined(x.values(), byte),np.concatenate(list(y.values()))
+    images,labels = joined_rows(x.values(), byte),np.concatenate(list(y.values()))
     k = labels.shape[1] if labels.ndim == 2 else labels.max()+1
     classes = z['classes'].astype(str) if classes is None and 'classes' in z else classes
     if classes is None or len(classes) < k: classes = [str(i) for i in range(k)]
@@ -224,7 +224,7 @@ def plain(data:ImageSet # any
          )->ImageSet: # uint8 pictures, shape (n, h, w), one label each
     "Grey pictures with one label: colours averaged, the middle slice of volumes, any finding against none"
     x,y,names = data.images,data.labels,data.classes
-    if x.ndim == 4: x = joined([x], lambda a: np.rint(a.mean(-1)).astype(np.uint8)) if x.shape[-1] == 3 else x[:, x.shape[1]//2]
+    if x.ndim == 4: x = joined_rows([x], lambda a: np.rint(a.mean(-1)).astype(np.uint8)) if x.shape[-1] == 3 else x[:, x.shape[1]//2]
     if y.ndim == 2: y,names = y.any(1).astype(int),['no finding', 'finding']
     return replace(data, images=x, labels=y, classes=names)
 
