@@ -175,7 +175,7 @@ def test_objects_in_new_pictures_are_counted_and_written(tmp_path):
     data = masks_of()
     torch.manual_seed(0)
     net = instances.object_network((4, 8)).eval()
-    config = dict(widths=(4, 8), classes=data.classes, mean=[60.], std=[40.], apart=3, colour=False, spacing=None, shape=None)
+    config = dict(widths=(4, 8), classes=data.classes, mean=[60.], std=[40.], odds=0., apart=3, colour=False, spacing=None, shape=None)
     np.savez(tmp_path/'new.npz', images=data.images[:3], spacing=np.full((3, 2), 2.), ids=['x', 'y', 'z'])
     got = instances.new_cases(net.state_dict(), config, tmp_path/'new.npz', tmp_path/'out')
     written = [np.asarray(Image.open(tmp_path/'out'/f'{n}.png')) for n in got.index]

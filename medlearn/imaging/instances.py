@@ -108,7 +108,7 @@ def object_network(widths:tuple, # channels of each level
 #@title New pictures
 @torch.inference_mode()
 def new_cases(weights:dict, # name -> tensor
-              config:dict, # as handed over: widths, classes, mean, std, apart, colour, spacing, shape
+              config:dict, # as handed over: widths, classes, mean, std, odds, apart, colour, spacing, shape
               path:str, # as for `new_pictures`
               out:str=None, # folder for numbered objects, one PNG a picture; None: none are written
              )->pd.DataFrame: # one row a picture: objects, their area in pixels, and mm² where it is known
@@ -119,8 +119,8 @@ def new_cases(weights:dict, # name -> tensor
     look,rows = Normalise(mean, std),{}
     for name,(image,mm) in new_pictures(path, config['colour'], config['spacing']).items():
         (x,scale),(h,w) = into_shape(image, config['shape']),image.shape[:2]
-        mask = net(look.prepare(channels_first(x[None]))).argmax(1)[0].numpy().astype(np.uint8)
-        objects = separate(mask, config['apart'])
+        z = net(look.prepare(channels_first(x[None])))[0].numpy()
+        objects = separate(z[1] - z[0] > config['odds'], config['apart'])
         if config['shape']: objects = into_shape(objects[:max(1, round(h*scale)), :max(1, round(w*scale))].astype(np.int32), (h, w), False)[0]
         size = np.bincount(objects.ravel())[1:]
         size = size[size > 0]
