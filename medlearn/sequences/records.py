@@ -189,6 +189,7 @@ def fit_records(net:SequenceNet, # from `record_net`, or another with a linear `
                 bs:int=None, # people in a batch; default: as their number says
                 device=None, # fastai's default: the GPU where there is one
                 watch:bool=False, # show progress and the live plot
+                wd:float=1e-2, # weight decay
                )->Learner: # trained; `spent` tells how it ended
     "Train a network on hazards, from the base rate on"
     _,died,seen = train.y
@@ -197,7 +198,7 @@ def fit_records(net:SequenceNet, # from `record_net`, or another with a linear `
         net.head.bias.copy_(rate.logit())
         net.head.weight.mul_(.1)
     dls = sequence_loaders(train, valid, bs or batch_for(len(train)), device)
-    learn = Learner(dls, net.to(dls.device), loss_func=hazard_loss, wd=1e-2)
+    learn = Learner(dls, net.to(dls.device), loss_func=hazard_loss, wd=wd)
     return train_within(learn, budget, lr, watch)
 
 # %% ../../nbs/sequences/02_records.ipynb #5e86d81c
