@@ -6,7 +6,7 @@
 __all__ = ['bytes_allowed', 'mapped', 'told_where', 'pieces', 'Member', 'members', 'open_npz', 'on_disk', 'joined_rows',
            'stacked_rows', 'picked', 'text_pieces']
 
-# %% ../../nbs/data/99_large.ipynb #70241203
+# %% ../../nbs/data/99_large.ipynb #5ef2368f
 import csv,gzip,io,mmap,os,re,shutil,sys,tempfile,time,warnings,zipfile,zlib
 from hashlib import sha256
 from itertools import chain,islice
@@ -18,7 +18,7 @@ from numpy.lib import format as npy
 from ..kit.cards import DataError
 from ..kit.fetch import cache_dir,load_npz
 
-# %% ../../nbs/data/99_large.ipynb #656d8910
+# %% ../../nbs/data/99_large.ipynb #e0b64ce5
 #@title How much may lie in memory, and a bar where it takes long
 def bytes_allowed(memory:float=None, # MB, as the reader says; None: a quarter of what is free
                  )->float:
@@ -42,15 +42,16 @@ def told_where(a:np.ndarray # of the pictures
 class _Bar:
     "Says how far it is, after two seconds, where somebody may be watching"
     def __init__(self, total, what): self.total,self.what,self.done,self.start,self.said,self.bar = total,what,0,time.time(),0,None
+    def show(self, html):
+        from IPython.display import display,HTML
+        if self.bar: self.bar.update(HTML(html))
+        else: self.bar = display(HTML(html), display_id=True)
     def add(self, n):
         self.done,now = self.done + n,time.time()
+        if self.bar and self.done >= self.total: return self.show('') # done: it goes away
         if now - self.start < 2 or now - self.said < .5: return
         self.said,share = now,min(1, self.done/max(self.total, 1))
-        if 'ipykernel' in sys.modules:
-            from IPython.display import display,HTML
-            show = HTML(f'<progress max="1" value="{share:.3f}"></progress> {self.what}, {share:.0%}')
-            if self.bar: self.bar.update(show)
-            else: self.bar = display(show, display_id=True)
+        if 'ipykernel' in sys.modules: self.show(f'<progress max="1" value="{share:.3f}"></progress> {self.what}, {share:.0%}')
         elif sys.stderr.isatty(): print(f'\r{self.what}, {share:.0%}', end='' if share < 1 else '\n', file=sys.stderr)
 
 def pieces(n:int, # rows
@@ -64,7 +65,7 @@ def pieces(n:int, # rows
         yield slice(i, min(i + step, n))
         bar.add(step)
 
-# %% ../../nbs/data/99_large.ipynb #fb1e4bf9
+# %% ../../nbs/data/99_large.ipynb #47433849
 #@title Arrays of a .npz file, mapped
 class Member(NamedTuple):
     "Where an array lies in a .npz file, and how it is stored"
@@ -147,7 +148,7 @@ def open_npz(path:str, # of a .npz file
         if res[k] is None: raise _torn(path, k)
     with np.load(path, allow_pickle=False) as z: return {k: res[k] if k in res else z[k] for k in order}
 
-# %% ../../nbs/data/99_large.ipynb #ac2b02b4
+# %% ../../nbs/data/99_large.ipynb #a470f3d4
 #@title Arrays in files
 def _folder(need=0):
     "Where mapped files lie: the cache, on a disk with room for them"
@@ -222,7 +223,7 @@ def picked(a:np.ndarray, # in memory or mapped
     for at in pieces(len(idx), _bytes_of(a), 'picking'): res[at] = a[idx[at]]
     return res
 
-# %% ../../nbs/data/99_large.ipynb #dea8be75
+# %% ../../nbs/data/99_large.ipynb #6692fe26
 #@title A table, read in pieces
 def _lines(f, path, last, start):
     "Lines of a file of bytes as texts, or the row that is not UTF-8; the newest is kept in `last`"
