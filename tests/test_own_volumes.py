@@ -7,7 +7,7 @@ import nibabel as nib, numpy as np, pandas as pd, pytest, torch
 
 from medlearn.data.images import ImageSet
 from medlearn.data.series import Case,cases_at,read_series,write_mask
-from medlearn.data.volumes import nifti_pairs,scanned,stacked
+from medlearn.data.volumes import nifti_pairs,scan_directions,stacked
 from medlearn.foundations.augmentation import Augment,Normalise
 from medlearn.foundations.loading import tensor_loaders
 from medlearn.foundations.overlap import measure_volume
@@ -60,20 +60,20 @@ def test_oblique_hearts_lie_alike(tmp_path):
 def test_axial_scans_are_turned_to_the_body_as_ever(tmp_path):
     d = nifti_pairs(made(tmp_path, ['a', 'b', 'c', 'd']))
     assert d.table.attrs['towards'] is None and d.masks[0].shape == (5, 20, 24)
-    assert scanned([np.diag([1, 1, 1, 1.]), np.diag([2, 2, 2, 1.])]) is None
+    assert scan_directions([np.diag([1, 1, 1, 1.]), np.diag([2, 2, 2, 1.])]) is None
 
 
 def test_a_stack_goes_back():
     x, A = np.random.default_rng(0).normal(size=(6, 5, 4)), placed(turned(30, 0) @ turned(60, 2))
-    for towards in (None, scanned([A, placed(turned(90, 1))])):
+    for towards in (None, scan_directions([A, placed(turned(90, 1))])):
         s, mm, back = stacked(x, A, towards)
         assert (back(s) == x).all() and sorted(mm.round(3)) == [1.4, 1.4, 9]
 
 
 def test_thick_slices_are_halved_late_and_bent_within():
-    assert Voxels.halvings(np.array([[9, 1.4, 1.4]])) == [[1, 2, 2], [1, 2, 2], [1, 2, 2]]
-    assert Voxels.halvings(np.array([[3, 1.4, 1.4]])) == [[1, 2, 2], [2, 2, 2], [2, 2, 2]]
-    assert Voxels.halvings(np.ones((4, 3))) == [[2, 2, 2]]*3
+    assert Voxels.strides_for(np.array([[9, 1.4, 1.4]])) == [[1, 2, 2], [1, 2, 2], [1, 2, 2]]
+    assert Voxels.strides_for(np.array([[3, 1.4, 1.4]])) == [[1, 2, 2], [2, 2, 2], [2, 2, 2]]
+    assert Voxels.strides_for(np.ones((4, 3))) == [[2, 2, 2]]*3
     torch.manual_seed(0)
     x = torch.zeros(2, 1, 6, 16, 16)
     x[:, :, 3] = 1
