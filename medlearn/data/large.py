@@ -6,7 +6,7 @@
 __all__ = ['bytes_allowed', 'mapped', 'told_where', 'pieces', 'Member', 'members', 'open_npz', 'on_disk', 'joined_rows',
            'stacked_rows', 'picked', 'text_pieces']
 
-# %% ../../nbs/data/99_large.ipynb #5ef2368f
+# %% ../../nbs/data/99_large.ipynb #b3b529eb
 import csv,gzip,io,mmap,os,re,shutil,sys,tempfile,time,warnings,zipfile,zlib
 from hashlib import sha256
 from itertools import chain,islice
@@ -18,7 +18,7 @@ from numpy.lib import format as npy
 from ..kit.cards import DataError
 from ..kit.fetch import cache_dir,load_npz
 
-# %% ../../nbs/data/99_large.ipynb #e0b64ce5
+# %% ../../nbs/data/99_large.ipynb #2681310f
 #@title How much may lie in memory, and a bar where it takes long
 def bytes_allowed(memory:float=None, # MB, as the reader says; None: a quarter of what is free
                  )->float:
@@ -65,7 +65,7 @@ def pieces(n:int, # rows
         yield slice(i, min(i + step, n))
         bar.add(step)
 
-# %% ../../nbs/data/99_large.ipynb #47433849
+# %% ../../nbs/data/99_large.ipynb #76fcd837
 #@title Arrays of a .npz file, mapped
 class Member(NamedTuple):
     "Where an array lies in a .npz file, and how it is stored"
@@ -148,7 +148,7 @@ def open_npz(path:str, # of a .npz file
         if res[k] is None: raise _torn(path, k)
     with np.load(path, allow_pickle=False) as z: return {k: res[k] if k in res else z[k] for k in order}
 
-# %% ../../nbs/data/99_large.ipynb #a470f3d4
+# %% ../../nbs/data/99_large.ipynb #90cbc2f2
 #@title Arrays in files
 def _folder(need=0):
     "Where mapped files lie: the cache, on a disk with room for them"
@@ -223,7 +223,7 @@ def picked(a:np.ndarray, # in memory or mapped
     for at in pieces(len(idx), _bytes_of(a), 'picking'): res[at] = a[idx[at]]
     return res
 
-# %% ../../nbs/data/99_large.ipynb #6692fe26
+# %% ../../nbs/data/99_large.ipynb #32ee43e6
 #@title A table, read in pieces
 def _lines(f, path, last, start):
     "Lines of a file of bytes as texts, or the row that is not UTF-8; the newest is kept in `last`"
