@@ -167,8 +167,8 @@ def test_report_on_the_command_line(reported):
 
 
 def test_without_report_nothing_is_left(reported, tmp_path):
-    row, = run(plan(['imaging/tiny'], folder=reported.root/'nbs', cwd=reported.root, params=dict(dataset='<b>mine & yours')), tmp_path)
-    assert not (tmp_path/'imaging/tiny/smoke-seed42').exists() and row['methods'] and not row['methods'][0]['written'] and 'result' not in row
+    row, = run(plan(['imaging/plain'], folder=reported.root/'nbs', cwd=reported.root, params=dict(dataset='<b>mine & yours')), tmp_path)
+    assert [p.name for p in (tmp_path/'imaging/plain').iterdir()].count('smoke-seed42') == 0 and row['methods'] == [] and 'result' not in row
 
 
 ROW = dict(chapter='a/b', profile='full', seed=1, status='passed', error=None, sabotage='', parameters={}, data=[], claims=[], kept=[], methods=[])
