@@ -91,7 +91,7 @@ def patches(data:MaskSet, # volumes
     of = {k: v[rows] for k in ('split', 'groups', 'spacing') if (v := getattr(data, k)) is not None}
     return replace(data, images=images, masks=masks, table=None, instances=None, **of)
 
-# %% ../../nbs/imaging/06_voxels.ipynb #01e74879
+# %% ../../nbs/imaging/06_voxels.ipynb #be72c9c0
 def most_frequent(data:MaskSet, # volumes; those of the training split are counted
                   place:bool=True, # at each place, or for each grey
                  )->np.ndarray: # class of each place, or of each grey
@@ -256,7 +256,7 @@ def segment(learn:Learner, # trained by `fit_volumes`
         res[i][at] = tiled(see, v[at][None], tile, overlap, 16)[0]
     return res
 
-# %% ../../nbs/imaging/06_voxels.ipynb #f0b5e626
+# %% ../../nbs/imaging/06_voxels.ipynb #d8f95715
 def ejections(measured:pd.DataFrame, # from `measure_volume`, with columns heart and phase
               phases:list, # the full one and the empty one
              )->pd.DataFrame: # one row a heart and structure: millilitres and fraction, found and in the reference
@@ -268,7 +268,7 @@ def ejections(measured:pd.DataFrame, # from `measure_volume`, with columns heart
     def share(v): return (v[full] - v[empty])/v[full].where(v[full] > 0)
     return pd.DataFrame(res | {'EF found': share(wide.ml), 'EF in the reference': share(wide.ml_reference)}).assign(error=lambda d: d['EF found'] - d['EF in the reference'])
 
-# %% ../../nbs/imaging/06_voxels.ipynb #da184541
+# %% ../../nbs/imaging/06_voxels.ipynb #9f4a7527
 def new_cases(weights:dict, # name -> tensor
               config:dict, # as the chapter hands it over
               path:str, # file of NIfTI or NRRD, folder of them, or folder of DICOM slices
