@@ -34,7 +34,7 @@ class Steps(Callback):
     def epochs(self):
         "Epochs, as fastai counts them, of a training of this length"
         return math.ceil(self.total/self.every)*math.ceil(self.every/len(self.learn.dls.train))
-    def before_fit(self): self.done,self.last,self.checks,self.start = 0,0,[],time.monotonic()
+    def before_fit(self): self.done,self.checked_at,self.checks,self.begun_at = 0,0,[],time.monotonic()
     def before_train(self): self.learn.pct_train = self.done/self.total
     def after_batch(self):
         if not self.training: return
@@ -43,22 +43,22 @@ class Steps(Callback):
         self.learn.pct_train = min(self.done/self.total, 1.)
         if self.due: raise CancelTrainException
     @property
-    def due(self): return self.done >= self.total or self.done - self.last >= self.every
+    def due(self): return self.done >= self.total or self.done - self.checked_at >= self.every
     def _fit_into_time(self):
-        left = int(10*self.seconds/max(time.monotonic() - self.start, 1e-6)) if self.seconds < math.inf else self.total
+        left = int(10*self.seconds/max(time.monotonic() - self.begun_at, 1e-6)) if self.seconds < math.inf else self.total
         if left < self.total: self.total,self.every,self.shortened = max(left, 20),max(1, min(self.every, left//4)),True
     def before_validate(self):
         if not self.due: raise CancelValidException
     def after_validate(self):
-        if not self.due or self.last == self.done: return
+        if not self.due or self.checked_at == self.done: return
         names = ['valid_loss', *(m.name for m in self.recorder.metrics)]
         if self.monitor not in names: raise DataError(f'{self.monitor!r} is not measured in this training, which has {", ".join(names)}.')
         values = [self.recorder.loss.value, *(m.value for m in self.recorder.metrics)]
         value = float(dict(zip(names, values))[self.monitor])
-        self.last = self.done
+        self.checked_at = self.done
         self.checks.append(dict(step=self.done, training=float(self.recorder.smooth_loss.value), validation=value))
         worth = value if self.monitor == 'valid_loss' else -value
-        if worth < self.best: self.best,self.kept,self.at = worth,copied(self.model),self.done
+        if worth < self.best: self.best,self.kept,self.best_step = worth,copied(self.model),self.done
     def after_epoch(self):
         if self.done >= self.total: raise CancelFitException
     def after_fit(self):
@@ -153,7 +153,7 @@ def train_within(learn:Learner, # to be trained
                 with learn.no_bar(): learn.fit_one_cycle(cb.epochs, lr, cbs=[*L(cbs), cb])
         rows += [dict(cycle=c + 1) | r | dict(step=taken + r['step']) for r in cb.checks]
         grew,short = cb.kept is not None,cb.shortened
-        if grew: best,kept,at = cb.best,cb.kept,taken + cb.at
+        if grew: best,kept,at = cb.best,cb.kept,taken + cb.best_step
         taken += cb.done
         if not grew or short: break
     if kept is None: raise DataError('the validation loss was never a number: look for values without limit in the data, or lower the learning rate.')
