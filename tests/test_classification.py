@@ -10,7 +10,7 @@ from medlearn.foundations.training import fit,predict
 from medlearn.foundations.evaluation import auroc, Judge
 from medlearn.foundations.budget import Budget
 from medlearn.imaging.classification import (accuracy, baselines, brier_gain, classic_cnn, harmless, known_as, largest_losses,
-                                             ready_made, regression, score_table, shrunk, summaries, temperature, tempered, youden)
+                                             ready_made, regression, score_table, shrunk, pixel_summaries, temperature, tempered, youden)
 from medlearn.kit.cards import DataError
 
 
@@ -77,7 +77,7 @@ def test_an_unknown_architecture_names_the_known_ones():
 @pytest.mark.parametrize('kw', [dict(k=3), dict(k=3, channels=3), dict(k=3, multilabel=True)])
 def test_baselines_see_brightness(kw):
     data = squares(**kw)
-    for x in (shrunk(data.images), summaries(data.images)):
+    for x in (shrunk(data.images), pixel_summaries(data.images)):
         p, y = regression(data, x)['test'], data.part('test').labels
         assert x.dtype == np.float32 and np.isfinite(x).all() and p.shape == (60, 3)
         assert (p.argmax(1) == (y.argmax(1) if y.ndim == 2 else y)).mean() > .9
