@@ -141,7 +141,7 @@ def test_links_and_pictures_stay_within_the_copy(mine):
 
 def test_a_copied_chapter_runs_as_the_course_does(mine):
     "In a plain kernel, from its own folder: imports, the commit of `begin`, a claim, a record; and nothing on the error stream"
-    nb = nbformat.read(mine/'data/09_masks.ipynb', 4)
+    nb = nbformat.read(mine/'data/10_masks.ipynb', 4)
     nb.cells.append(v4.new_code_cell('from medlearn.kit.figures import reached\nreached("networks", chapter="imaging/classification")'))
     env = {k: v for k, v in os.environ.items() if k not in ('CI', 'PYTHONPATH')} | dict(PYTHONPATH=str(root))
     NotebookClient(nb, timeout=120, resources=dict(metadata=dict(path=str(mine/'data')))).execute(env=env)
