@@ -80,7 +80,7 @@ def only_draws(code:str, # of a cell
     return draws and quiet and not calls & _deciding and not left & others and all(_root(n) in own for n in touched)
 
 # %% ../../nbs/kit/07_code.ipynb #2790507b
-_aside = {f'kit/{n}' for n in 'figures runner cli readme catalog console machine download plots lesson'.split()}
+_aside = {f'kit/{n}' for n in 'figures runner cli readme catalog console machine download plots lesson handover result predict'.split()}
 _home = Path(medlearn.__file__).parent
 def _imports(tree, here=()):
     "Modules of medlearn, as part/topic, that code imports"
