@@ -62,10 +62,9 @@ def test_a_learning_rate_in_a_reached_module_counts_and_a_sentence_does_not(copy
         else: c.source += ' # a comment' if c.source and not c.source.rstrip().endswith(("'''", '\\')) else ''
     nbformat.write(nb, tmp/'words.ipynb')
     assert digest('words') == before
-    (tmp/'medlearn/foundations/training.py').write_text(
-        (tmp/'medlearn/foundations/training.py').read_text().replace('lr:float=3e-3', 'lr:float=4e-3'))
+    replaced(tmp/'medlearn/foundations/budget.py', 'budget.steps*2**c', 'budget.steps*3**c')
     changed = digest_of_changed(digest, tmp)
-    assert {k for k in before if changed[k] != before[k]} == {'foundations/training'}
+    assert {k for k in before if changed[k] != before[k]} == {'foundations/budget'}
 
 
 def digest_of_changed(digest, tmp):
@@ -77,7 +76,7 @@ def digest_of_changed(digest, tmp):
 def test_a_changed_cell_counts(copy):
     tmp, digest = copy
     before = digest()
-    replaced(tmp/'chapter.ipynb', 'epochs=12', 'epochs=13')
+    replaced(tmp/'chapter.ipynb', 'resamples=2000', 'resamples=2001')
     assert [k for k, v in digest().items() if v != before[k]] == ['chapter']
 
 
