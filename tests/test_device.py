@@ -82,7 +82,7 @@ def segmenter():
 
 def volume_segmenter():
     data = test_voxels.balls()
-    learn = voxels.fit_volumes(data, voxels.unet3d(2, (4, 8)), epochs=1, bs=2, device='cuda')
+    learn = voxels.fit_volumes(data, voxels.unet3d(2, (4, 8)), Budget(3), bs=2, device='cuda')
     assert voxels.segment(learn, data.part('test'), 32, 16).shape == data.part('test').masks.shape
     return learn.model
 
@@ -153,7 +153,7 @@ def tagger():
 def curves():
     x, t, c = test_survival.study(60)
     part = (x, *survival.cause_intervals(t, c, test_survival.EDGES, 2))
-    net = survival.fit_hazards(survival.HazardNet(3, 5, 2, 8), part, part, 1, device='cuda')
+    net = survival.fit_hazards(survival.HazardNet(3, 5, 2, 8), part, part, Budget(3), device='cuda')
     assert np.isfinite(survival.log_odds(net, x)).all()
     return net
 
@@ -162,7 +162,7 @@ def risk():
     cohort = landmark(test_sequences_records.made(), 100, 500, 'ill')
     book = records.CodeBook.of(cohort)
     steps = records.record_set(cohort, book, test_sequences_records.EDGES)
-    learn = records.fit_records(records.record_net(len(book), 5, width=8), steps, steps, 1, 1e-2, 32, 'cuda')
+    learn = records.fit_records(records.record_net(len(book), 5, width=8), steps, steps, Budget(3), 1e-2, 32, 'cuda')
     assert np.isfinite(read_all(learn, steps)).all()
     return learn.model
 
@@ -178,7 +178,7 @@ def forecaster():
     made = {s: test_forecasting.many(60, k) for k, s in enumerate(('train', 'valid'))}
     plan = forecasting.Plan.of(made['train'], size=4, horizon=2)
     train, valid = (plan.windows(r) for r in made.values())
-    learn = forecasting.train_forecaster(plan, train, valid, 'lstm', width=8, epochs=1, bs=16, device='cuda')
+    learn = forecasting.train_forecaster(plan, train, valid, 'lstm', width=8, budget=Budget(3), bs=16, device='cuda')
     assert np.isfinite(forecasting.forecast(learn, plan, valid)).all()
     return learn.model
 

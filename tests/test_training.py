@@ -443,7 +443,7 @@ def test_every_recipe_reaches_the_training():
 
 def test_the_night_is_resumed_from_the_crash_and_not_from_the_end():
     "`at_crash` is read after the crash and before the training goes on"
-    cell, = [c for c in story('11_resuming') if 'at_crash =' in c]
+    cell, = [c for c in story('12_resuming') if 'at_crash =' in c]
     lines = cell.splitlines()
     at = [next(i for i, line in enumerate(lines) if word in line) for word in ('Power(crash_at)', 'at_crash =', 'went_on =')]
     assert at == sorted(at)
