@@ -222,7 +222,12 @@ def test_the_command_opens(tmp_path, words, left):
         def ask(path, token=server['token'], method='GET', data=None):
             data = data and json.dumps(data).encode()
             asked = urllib.request.Request(server['url'] + path, data, dict(Authorization=f'token {token}'), method=method)
-            return json.load(urllib.request.urlopen(asked, timeout=20))
+            while True: # its address is written down a moment before it answers
+                try: return json.load(urllib.request.urlopen(asked, timeout=20))
+                except urllib.error.HTTPError: raise
+                except urllib.error.URLError:
+                    if time.time() > end or proc.poll() is not None: raise
+                    time.sleep(.2)
         with pytest.raises(urllib.error.HTTPError, match='403'): ask('api/contents', 'wrong')
         news = ask('lab/api/settings/@jupyterlab/apputils-extension:notification')['schema']['properties']
         assert news['fetchNews']['default'] == 'false' and news['checkForUpdates']['default'] is False
