@@ -216,6 +216,7 @@ def test_the_command_opens(tmp_path, words, left):
             time.sleep(.2)
             found = re.search(r'(http://\S+)/lab\?token=(\w+)', (tmp_path/'log').read_text())
         assert found, (tmp_path/'log').read_text()
+        end += 60
         server = json.loads(next((tmp_path/'runtime').glob('jpserver-*.json')).read_text())
         assert server['hostname'] in ('localhost', '127.0.0.1') and len(server['token']) > 20
         assert server['root_dir'] == str(tmp_path/left)
