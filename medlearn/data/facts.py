@@ -33,6 +33,17 @@ def _of_masks(d):
     torn = [r for r in twins if len(set(d.split[r])) > 1]
     return res | {'patients': _people(d.groups, len(d), 'picture'), 'splits': _splits(d.split), 'the same picture twice': f'{len(twins)} times, of which {len(torn)} lie in two splits' if twins else 'none'}
 
+def _same_records(d):
+    "People whose measurements are the same to the last, in whatever order"
+    m = d.measurements
+    each = pd.util.hash_pandas_object(m[['time', 'variable', 'value']], index=False).groupby(m.id.to_numpy()).sum()
+    twins = each[each.duplicated(keep=False)]
+    if twins.empty: return 'none'
+    said = f'{len(twins):,} people in {twins.nunique():,} groups'
+    if d.outcomes is None: return said
+    odd = (d.outcomes.label.reindex(twins.index).groupby(twins.to_numpy()).nunique() > 1).sum()
+    return said + f'; with two outcomes, so that no model can be right on both: {odd:,}'*bool(odd)
+
 def _of_records(d):
     m = d.measurements
     each = m.groupby('id').size()
@@ -40,7 +51,7 @@ def _of_records(d):
     if len(m): res['days'] = f'{m.time.min():g} to {m.time.max():g}'
     if d.outcomes is not None: res['outcomes'] = ', '.join(f'{k} {n:,} ({n/len(d.outcomes):.0%})' for k,n in d.outcomes.label.value_counts().items())
     if d.counts: res['while reading'] = ', '.join(f'{k} {v:,}' for k,v in d.counts.items())
-    return res
+    return res | {'the same record twice': _same_records(d)}
 
 def _of_reports(d):
     words,text = [len(t.split()) for t in d.text],pd.Series(d.text)
