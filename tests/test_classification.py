@@ -58,6 +58,7 @@ def test_pretrained_weights_come_from_the_cache_or_say_how(tmp_path, monkeypatch
     import torchvision
     data = squares(24)
     monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path))
+    monkeypatch.setattr('urllib.request._opener', None) # the next opener reads the proxies, and is forgotten afterwards
     for scheme in ('http', 'https'): monkeypatch.setenv(f'{scheme}_proxy', 'http://127.0.0.1:9')
     with pytest.raises(DataError, match='pretrained=False'): ready_made(data, 'resnet18', pretrained=True)
     name = torchvision.models.ResNet18_Weights.DEFAULT.url.rsplit('/', 1)[-1]
