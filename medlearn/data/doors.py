@@ -215,7 +215,8 @@ def takers(kind:str, # name in `kinds`
     if kind == 'masks' and data is not None and data.volumes: kind = 'volumes'
     res = {n: '' for n,t in say.items() if kind in t}
     if data is None: return res
-    if flat and (data.multilabel or len(data.classes) != 2) and 'foundations/training' in res: res['foundations/training'] = 'two classes are wanted'
+    if flat and (data.multilabel or len(data.classes) != 2):
+        res |= {n: 'two classes are wanted' for n in ('foundations/training', 'foundations/budget', 'foundations/resuming') if n in res}
     if kind == 'pictures' and not data.multilabel and pd.to_numeric(pd.Series(data.table[further(data)].to_numpy().ravel()), errors='coerce').notna().any():
         res |= {n: '' for n,t in say.items() if 'joint' in t}
     return res
