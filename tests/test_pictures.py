@@ -108,7 +108,7 @@ def test_class_folders(folder):
     assert data.classes == ['healthy', 'ill'] and list(data.table.file) == sorted(want) and data.groups is None
     assert all((x == want[f]).all() for x,f in zip(data.images, data.table.file)) # 20 pixels stay 20
     assert [data.classes[y] for y in data.labels] == [f.split('/')[0] for f in data.table.file]
-    assert data.told['which is positive'] == 'ill, healthy is a word for healthy' and data.facts()['counts as positive'] == 'ill'
+    assert data.told['which is positive'] == 'ill, healthy is a word for healthy or alive' and data.facts()['counts as positive'] == 'ill'
     assert {n for n,_ in F.seen} >= {'data'}
 
 def test_people_by_a_pattern_of_the_path(folder):
@@ -207,12 +207,12 @@ def test_pictures_of_many_sizes(folder):
 def test_table(listed):
     at,rows = listed
     data = picture_folder(at, side=20)
-    assert data.classes == ['sick', 'well'] and 'positive = ' in data.told['which is positive']
+    assert data.classes == ['well', 'sick'] and data.told['which is positive'] == 'sick, well is a word for healthy or alive'
     order = {f: i for i,f in enumerate(rows.file)}
     at_row = [order[f] for f in data.table.file]
     assert [data.classes[y] for y in data.labels] == list(rows.label.iloc[at_row]) and list(data.groups) == list(rows.patient.iloc[at_row])
-    assert picture_folder(at, side=16, positive='sick').classes == ['well', 'sick']
-    with pytest.raises(DataError, match='the classes are sick and well'): picture_folder(at, positive='ill')
+    assert picture_folder(at, side=16, positive='well').classes == ['sick', 'well']
+    with pytest.raises(DataError, match='the classes are'): picture_folder(at, positive='ill')
 
 @pytest.mark.parametrize('text', ['file;label;patient\n', 'file\tlabel\tpatient\n', '\ufefffile,label,patient\r\n'])
 def test_tables_as_spreadsheets_write_them(listed, text):
@@ -237,7 +237,7 @@ def test_a_column_that_happens_to_hold_0_and_1_is_no_label(listed):
     at,rows = listed
     rows.rename(columns=dict(label='dx')).assign(smoker=[0, 1]*6).to_csv(at/'labels.csv', index=False)
     with pytest.raises(DataError, match='has no column label; it has dx, smoker.*label = "COLUMN"'): picture_folder(at)
-    assert picture_folder(at, side=16, label='dx').classes == ['sick', 'well']
+    assert picture_folder(at, side=16, label='dx').classes == ['well', 'sick']
 
 def test_other_columns(listed):
     at,rows = listed
@@ -323,3 +323,12 @@ def test_blood_cells_as_they_lie():
     assert table.loc['size 256×256', ['erythroblast', 'ig']].tolist() == [4, 5] and table.loc['size 256×256'].sum() == 9
     cameras = dict(basophil=10, monocyte=9, lymphocyte=5, ig=5, erythroblast=4, neutrophil=4, eosinophil=2, platelet=0) # of the set's README
     assert table.loc['another tint at the rim'].to_dict() == cameras
+
+
+def test_survival_is_no_risk_in_a_folder_of_pictures(tmp_path):
+    "The words for *nothing happened* are the same for pictures as for records"
+    for c in ('died', 'lived'):
+        (tmp_path/c).mkdir()
+        for i in range(9): Image.fromarray(np.random.default_rng([i, len(c)]).integers(0, 255, (32, 32), np.uint8)).save(tmp_path/c/f'{c}{i}.png')
+    data = picture_folder(tmp_path, side=32)
+    assert data.classes == ['lived', 'died'] and data.told['which is positive'] == 'died, lived is a word for healthy or alive'

@@ -9,6 +9,7 @@ __all__ = ['facts', 'ceiling']
 import numpy as np,pandas as pd
 from .images import Facts
 from .splits import duplicates
+from .text import same_text
 
 # %% ../../nbs/data/27_facts.ipynb #25c99090
 #@title What is found in each kind
@@ -54,9 +55,9 @@ def _of_records(d):
     return res | {'the same record twice': _same_records(d)}
 
 def _of_reports(d):
-    words,text = [len(t.split()) for t in d.text],pd.Series(d.text)
+    words = [len(t.split()) for t in d.text]
     y = pd.Series(list(map(str, np.asarray(d.labels).tolist())))
-    odd = (y.groupby(text.str.lower().str.split().str.join(' ')).nunique() > 1).sum()
+    odd = (y.groupby(same_text(d.text)).nunique() > 1).sum()
     onehot = d.labels if d.multilabel else d.labels[:, None] == np.arange(len(d.classes))
     return {'reports': f'{len(d):,}, {np.median(words):.0f} words, {max(words):,} at most', 'classes': ', '.join(f'{c} {n:,}' for c,n in zip(d.classes, onehot.sum(0))),
             'patients': _people(d.groups, len(d), 'report'), 'splits': _splits(d.split), 'same words, other label': f'{odd:,} texts: no model can be right on all of them' if odd else 'none'}

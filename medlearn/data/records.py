@@ -157,9 +157,9 @@ def which_is_yes(classes, # names, one each
     if positive is not None and len(classes) > 2: return [f'not {positive}', str(positive)],'as asked, against all others'
     if len(classes) != 2: return classes,''
     calm = [c.strip().lower() in _calm for c in classes]
-    turn = str(positive) == classes[0] if positive is not None else calm == [True, False][::-1]
+    turn = str(positive) == classes[0] if positive is not None else calm == [False, True]
     plain = set(classes) <= {'0', '1'}
-    why = 'as asked' if positive is not None else '1 is taken for yes: if 0 means yes, say positive = "0"' if plain else 'the other is a word for healthy or alive' if any(calm) else 'last in the alphabet: positive = "..." names another'
+    why = 'as asked' if positive is not None else '1 is taken for yes: if 0 means yes, say positive = "0"' if plain else f'{classes[calm.index(True)]} is a word for healthy or alive' if any(calm) else 'last in the alphabet: positive = "..." names another'
     return classes[::-1] if turn else classes, why
 
 # %% ../../nbs/data/15_records.ipynb #15f5097b

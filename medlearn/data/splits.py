@@ -214,12 +214,13 @@ def check_leak(split:np.ndarray, # split of each row, shape (n,)
     return len(where)
 
 def sampled(data, # with `split`, `take` and `groups`: pictures, masks, reports
-            n:int=None, # rows at most; None keeps all
+            n=None, # rows, about: of all, each split with its share; or of each split, as split -> rows; None keeps all
             seed:int=0, # of the draw
            )->tuple: # the data, or n rows of them; and a sentence, or ''
-    "A random sample of a large set: each split keeps its share, patients stay whole, no class is lost"
-    if not n or len(data) <= n: return data,''
+    "A random sample of a large set: patients stay whole, no class is lost"
     rng,split = np.random.default_rng(seed),np.asarray(data.split)
+    most = n if isinstance(n, dict) else {s: max(1, round(n*k/len(data))) for s,k in pd.Series(split).value_counts().items()} if n else {}
+    if all((split == s).sum() <= k for s,k in most.items()): return data,''
     who = np.arange(len(data)) if getattr(data, 'groups', None) is None else np.unique(data.groups, return_inverse=True)[1]
     y = getattr(data, 'labels', None)
     plain = isinstance(y, np.ndarray) and len(y) == len(data)
@@ -229,9 +230,9 @@ def sampled(data, # with `split`, `take` and `groups`: pictures, masks, reports
         at = np.flatnonzero(split == s)
         order = np.argsort(rng.permutation(who.max() + 1)[who[at]], kind='stable')
         at = at[order]
-        chosen = np.arange(len(at)) < max(1, round(n*len(at)/len(data)))
+        chosen = np.arange(len(at)) < most.get(s, len(at))
         chosen[np.unique(kinds[at], return_index=True)[1]] = True # the first of each class
         keep |= (split == s) & np.isin(who, who[at[chosen]])
     res = data.take(keep)
-    said = f'{len(res):,} of {len(data):,}, drawn at random (seed {seed}), each split with its share'
+    said = f'{len(res):,} of {len(data):,}, drawn at random (seed {seed})' + ', each split with its share'*(not isinstance(n, dict))
     return res,f'Of {data.name or "the data"} this run took {said}: a full run takes more.'

@@ -19,6 +19,7 @@ from fastai.metrics import Perplexity
 from fastai.text.data import LMDataLoader
 from fastai.text.learner import language_model_learner
 from fastai.text.models.awdlstm import AWD_LSTM,awd_lstm_lm_config
+from ..data.facts import ceiling
 from ..data.text import mentions,read_texts,Reports,same_text,to_ids,Vocab,words
 from ..foundations.budget import batch_for,Budget,train_within
 from ..foundations.evaluation import auroc
@@ -34,7 +35,7 @@ def contradicted(data:Reports # with one label each
     share = pd.DataFrame(y.astype(float)).groupby(key.to_numpy()).transform('mean').to_numpy()
     times = key.map(key.value_counts()).to_numpy()
     there = y.any(0) & ~y.all(0)
-    return dict(same=int((times > 1).sum()), other=int((share.max(1) < 1).sum()), right=float(share.max(1).mean()),
+    return dict(same=int((times > 1).sum()), other=int((share.max(1) < 1).sum()), right=ceiling(key, data.labels),
                 auroc=float(auroc(y[:, there], share[:, there])[0]))
 
 # %% ../../nbs/sequences/06_text.ipynb #6494b5fc
