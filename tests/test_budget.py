@@ -1,12 +1,19 @@
 "Budgets: any size of set, ended by validation or by what was allowed, and the reason told"
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from fastai.learner import Learner
 from torch import nn
 
+from medlearn.data.folders import picture_folder
+from medlearn.data.images import read_npz
 from medlearn.foundations.budget import Budget,batch_for,length_for,train_within
-from medlearn.foundations.loading import TensorLoader,TensorLoaders,TensorSet
+from medlearn.foundations.evaluation import auroc,difference,resample
+from medlearn.foundations.loading import TensorLoader,TensorLoaders,TensorSet,tensor_loaders
+from medlearn.foundations.training import predict,small_cnn
 from medlearn.kit.cards import DataError
 
 
@@ -83,3 +90,35 @@ def test_batches_and_lengths_follow_the_set():
     assert [batch_for(n) for n in (3, 200, 400, 1600, 4000, 10**6)] == [8, 8, 8, 32, 64, 128]
     assert length_for([5]*99 + [900]) == 8 and length_for([426]*10) == 432 and length_for([4000]*3) == 512
     with pytest.raises(DataError, match='no sequence'): length_for([])
+
+
+shared = Path(__file__).parent.parent.parent/'shared'/'data'
+
+def medmnist(name): return read_npz(shared/name/f'{name}.npz')
+
+def cells(): return picture_folder(shared/'pbc_blood_cells'/'images', side=28)
+
+def made_large():
+    "Pictures of pneumonia, each training picture twelve times and each time a little darker: fifty thousand"
+    d = medmnist('pneumoniamnist')
+    rows = np.r_[np.repeat(np.flatnonzero(d.split == 'train'), 12), np.flatnonzero(d.split != 'train')]
+    big = d.take(rows)
+    return replace(big, images=(big.images*np.random.default_rng(0).uniform(.9, 1, (len(rows), 1, 1))).astype(np.uint8))
+
+@pytest.mark.parametrize('name,read', [('breastmnist', lambda: medmnist('breastmnist')), ('pneumoniamnist', lambda: medmnist('pneumoniamnist')),
+                                       ('pbc_blood_cells', cells), ('pneumoniamnist', made_large)], ids=['few', 'some', 'folder', 'made large'])
+def test_a_full_run_is_never_worse_than_a_smoke_run_beyond_its_interval(name, read):
+    if not (shared/name).is_dir(): pytest.skip(f'{shared/name} is not there')
+    data = read()
+    test = data.take(data.split == 'test')
+    y = np.eye(len(data.classes), dtype=bool)[test.labels]
+    def scores(budget):
+        torch.manual_seed(0)
+        dls = tensor_loaders(data, bs=batch_for((data.split == 'train').sum()), share_patients=True, device='cpu')
+        net = small_cnn(1 if data.images.ndim == 3 else 3, len(data.classes))
+        learn = train_within(Learner(dls, net, loss_func=nn.CrossEntropyLoss()), budget, 5e-3)
+        return predict(learn, test.images),learn.spent
+    (smoke,short),(full,long) = scores(Budget(30)),scores(Budget(30, 2))
+    assert long.steps > short.steps == 30
+    less = difference(auroc, y, full, smoke, resample(len(test), 500))
+    assert less[2] >= 0, f'full less smoke {less}'
