@@ -261,3 +261,27 @@ def test_jobs_fit_into_cores_and_memory(tmp_path, monkeypatch):
 
 
 def test_cores_are_those_at_hand(): assert 1 <= cores() <= os.cpu_count()
+
+
+@pytest.mark.parametrize('dataset,said', [('mine.csv', 'Left out: this cell concerns nafld alone.'), ('nafld', '42')])
+def test_an_open_notebook_leaves_out_what_concerns_other_data(monkeypatch, dataset, said):
+    "JupyterLab sends the metadata of a cell with its code, and names the notebook in the environment of the kernel"
+    from jupyter_client.manager import start_new_kernel
+    monkeypatch.setenv('JPY_SESSION_NAME', '/home/me/work/sequences/02_records.ipynb')
+    manager,client = start_new_kernel()
+    def run(code, tags=()):
+        heard = []
+        msg = client.session.msg('execute_request', dict(code=code, silent=False, store_history=True, user_expressions={}, allow_stdin=False, stop_on_error=True), metadata=dict(tags=list(tags)))
+        client.shell_channel.send(msg)
+        while True:
+            got = client.get_iopub_msg(timeout=60)
+            if got['parent_header'].get('msg_id') != msg['header']['msg_id']: continue
+            if got['msg_type'] == 'status' and got['content']['execution_state'] == 'idle': return heard
+            c = got['content']
+            heard += [c['text'].strip()] if 'text' in c else [c['data']['text/plain']] if 'data' in c else []
+    try:
+        run(f'import medlearn.kit.machine; dataset = {dataset!r}')
+        assert run('6*7', ['default-data']) == [said] and run('6*7', ['other']) == ['42'] and run('6*7') == ['42']
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
