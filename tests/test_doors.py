@@ -81,6 +81,11 @@ def joint(at):
     pd.DataFrame(dict(id=ids, label=['a', 'b']*9, crp=range(18))).to_csv(at/'table.csv', index=False)
     return at
 
+def traces(at):
+    pd.DataFrame(dict(id=range(40), label=['a', 'b']*20, patient=[f'p{i//2}' for i in range(40)]) | {str(i): rng.normal(size=40).round(3) for i in range(50)}).to_csv(at, index=False)
+    at.with_suffix('.toml').write_text('rate = 100\nunit = "mV"')
+    return at
+
 def record(at):
     wfdb = pytest.importorskip('wfdb')
     at.mkdir()
@@ -90,7 +95,7 @@ def record(at):
     return at/'r1'
 
 made = {'images': lambda p: medmnist(p/'a.npz'), 'mask_folder': lambda p: pairs(p/'m'), 'volumes': lambda p: volumes(p/'v'), 'voc': lambda p: voc(p/'voc'),
-        'coco': lambda p: coco(p/'coco'), 'records': lambda p: records(p/'rec'), 'reports': lambda p: reports(p/'rep.csv'), 'entities': lambda p: entities(p/'ner'), 'joint': lambda p: joint(p/'j'), 'wfdb': lambda p: record(p/'w')}
+        'coco': lambda p: coco(p/'coco'), 'records': lambda p: records(p/'rec'), 'reports': lambda p: reports(p/'rep.csv'), 'entities': lambda p: entities(p/'ner'), 'joint': lambda p: joint(p/'j'), 'traces': lambda p: traces(p/'t.csv'), 'wfdb': lambda p: record(p/'w')}
 
 @pytest.mark.parametrize('kind', made)
 def test_each_kind_is_known_read_and_counted(tmp_path, kind):
@@ -101,7 +106,7 @@ def test_each_kind_is_known_read_and_counted(tmp_path, kind):
     assert found['this is'] == D.kinds[kind].what and str(at) in found['chapters that take it'] and found['read by'].startswith('medlearn.data.')
     want = dict(images=('splits', 'train 8, valid 8, test 8'), mask_folder=('pictures', '8 of 16×16'), volumes=('pictures', '6 of 6×8×8'), voc=('boxes', 'cell 6; 0 pictures without'),
                 coco=('boxes', 'cell 6; 0 pictures without'), records=('outcomes', 'lived 6 (50%), died 6 (50%)'), reports=('classes', 'a 6, b 6'),
-                entities=('entities', 'Disease 3'), joint=('modalities', 'ct 8×8, table 1'), wfdb=('beats', 'N 2, V 1'))[kind]
+                entities=('entities', 'Disease 3'), traces=('patients', '20'), joint=('modalities', 'ct 8×8, table 1'), wfdb=('beats', 'N 2, V 1'))[kind]
     assert found[want[0]] == want[1]
 
 def test_volumes_in_the_layout_of_medmnist_go_elsewhere(tmp_path):

@@ -19,6 +19,7 @@ from .outlines import lidc_nodules
 from .facts import facts
 from .folders import picture_folder
 from .pictures import is_picture,files_below
+from .samples import holds_traces
 from .shortcuts import further
 from ..kit.cards import DataError,digest_of,unknown_name
 from ..kit.catalog import chapters,describe
@@ -46,6 +47,7 @@ kinds = dict(
     ptbxl=Kind('PTB-XL', 'tracings:ptbxl'),
     wfdb=Kind('a WFDB record', 'tracings:read_wfdb'),
     wfdb_folder=Kind('a folder of WFDB records with labelled beats', 'studies:read_wfdb_folder'),
+    traces=Kind('a table of signals, a row a recording or a row a sample', 'traces:read_traces'),
     table=Kind('a table, a row a patient, with a label column', 'records:read_table'),
     joint=Kind('pictures and a table, joined by id', 'joint:read_joint'))
 
@@ -68,9 +70,9 @@ def _in_file(p):
     if end == '.npz': return 'images' if {'train_images', 'train_labels'} & set(members(p)) else 'masks'
     if end == '.json': return 'coco'
     if end == '.hea': return 'wfdb'
-    if end in ('.csv', '.tsv', '.txt'): return 'reports' if _has_text(p) else 'table'
+    if end in ('.csv', '.tsv', '.txt'): return 'traces' if holds_traces(p) else 'reports' if _has_text(p) else 'table'
     what = 'one scan: data.scans reads it; chapters want a folder' if p.name.lower().endswith(('.nii', '.nii.gz', '.nrrd', '.dcm')) else 'a file of a kind that no chapter reads'
-    raise DataError(f'{p} is {what}. Chapters take .npz, COCO .json, .csv with id, text, label, WFDB .hea, and folders.')
+    raise DataError(f'{p} is {what}. Chapters take .npz, COCO .json, .csv with id, text, label, or with a row a patient or a recording, WFDB .hea, and folders.')
 
 def _in_folder(p):
     "Kind of a folder"
@@ -82,11 +84,12 @@ def _in_folder(p):
         if there: return kind
     if pair := _pair(p): return 'volumes' if any(f.name.lower().endswith(('.nii', '.nii.gz', '.nrrd')) for f in files_below(p/pair[0])) else 'mask_folder'
     if any(n.endswith('.hea') for n in names): return 'wfdb_folder'
+    if holds_traces(p): return 'traces'
     if any(n.endswith(('.nii', '.nii.gz', '.nrrd')) for n in names):
         raise DataError(f'{p} holds volumes without masks. Put them into imagesTr, and their masks under the same names into labelsTr.')
     if any(is_picture(f) for f in files_below(p)): return 'pictures'
     raise DataError(f'{p} holds nothing that a chapter reads: {", ".join(sorted(names)[:5]) or "no files"}. Chapters read pictures with labels, pictures or volumes with masks, '
-                    'boxes of COCO or VOC, images.npz with table.csv, measurements.csv with outcomes.csv, tables of MIMIC-III, PTB-XL, reports, tagged sentences.')
+                    'boxes of COCO or VOC, images.npz with table.csv, measurements.csv with outcomes.csv, tables of MIMIC-III, PTB-XL, tables of signals, reports, tagged sentences.')
 
 def kind_of(path:str # of a file or a folder
            )->str: # name in `kinds`
@@ -117,6 +120,7 @@ def said_of(path:str, # of the data
     "What `dataset.toml` in a folder, or NAME.toml beside a file NAME, says of the data; checked"
     p = Path(path).expanduser()
     file = p/'dataset.toml' if p.is_dir() else p.with_suffix('.toml')
+    if kind == 'traces' and not file.is_file(): file = file.with_name('dataset.toml')
     if not file.is_file(): return {}
     try: said = tomllib.loads(file.read_text(encoding='utf-8'))
     except (OSError, ValueError) as e: raise DataError(f'{file} cannot be read as TOML: {e}. Write lines such as positive = "ill".') from e
@@ -188,7 +192,7 @@ def records_from(dataset:str, # "nafld", "pbcseq", a folder with measurements.cs
     if not _path_like(str(dataset)): raise unknown_name('records', str(dataset), ['nafld', 'pbcseq'])
     return _wanted(dataset, ('records', 'mimic'), kw)
 
-def signals_from(dataset:str, # a folder of WFDB records, or of PTB-XL
+def signals_from(dataset:str, # a folder of WFDB records, or of PTB-XL; or a table of signals, where among= takes it
                  among:tuple=('wfdb_folder',), # kinds that are taken
                  **kw, # for the loader
                 ): # `Signals`

@@ -11,9 +11,13 @@ import numpy as np,pandas as pd,torch,torch.nn.functional as F
 from dataclasses import replace
 from fastai.learner import Learner
 from torch import Tensor,nn
+from pathlib import Path
+from ..data.doors import said_of
 from ..data.rhythms import cut_windows,rr_features
+from ..data.samples import holds_traces
 from ..data.signals import beats,clean,normalised,plot_ecg,r_peaks,Signals
 from ..data.studies import checked,new_records
+from ..data.traces import new_traces,trace_features
 from ..foundations.budget import batch_for,Budget,length_for,train_within
 from ..foundations.evaluation import as_numbers
 from ..foundations.sequences import (Attend,Max,Mean,Pools,Recurrent,SequenceSet,probabilities,read_all,real_steps,
@@ -258,15 +262,18 @@ def attention_share(s:Signals, # with true peaks and symbols
 # %% ../../nbs/sequences/04_ecg.ipynb #f830ef0e
 @torch.inference_mode()
 def new_cases(weights:dict, # name -> tensor, of an `ECGNet`
-              config:dict, # kind, classes, leads, rate, multi, most (samples), seconds (of a window; None: whole records)
-              path:str, # a WFDB record, or a folder of them
+              config:dict, # kind, classes, leads, rate, multi, most (samples), seconds (of a window; None: whole records), samples (of a table: fewest and most)
+              path:str, # a WFDB record, a folder of them, or a table of signals
              )->pd.DataFrame: # a row a record or window, a column a class
     "Probabilities of the classes of new records"
-    net,res = ecg_net(config['kind'], len(config['leads']), len(config['classes'])).eval(),[]
+    net,res,table = ecg_net(config['kind'], len(config['leads']), len(config['classes'])).eval(),[],holds_traces(Path(path).expanduser())
     net.load_state_dict({k: torch.as_tensor(v) for k,v in weights.items()})
-    for s in new_records(path, config['leads'], config['rate']):
+    few,most = config.get('samples') or (1, 10**9)
+    every = [new_traces(path, config['leads'], config['rate'], (few, most), said_of(path, 'traces'))] if table else new_records(path, config['leads'], config['rate'])
+    for s in every:
+        if not few*.9 <= s.mv[0].shape[1] <= most*1.1: raise DataError(f'{s.name} has {s.mv[0].shape[1]} samples at {s.rate:g} Hz; the network was trained on {few} to {most}. Cut it as those were cut.')
         w = cut_windows(replace(s, peaks=None, symbols=None), config['seconds']) if config['seconds'] else s
-        names = [f'{s.name} at {t:g} s' for t in w.table['start, s']] if config['seconds'] else [s.name]
+        names = [f'{s.name} at {t:g} s' for t in w.table['start, s']] if config['seconds'] else [*s.table.record] if table else [s.name]
         w = checked(replace(w, mv=[x[:, :config['most']] for x in w.mv]), config['rate'], config['leads'], 'keep')
         data = ecg_set(replace(w, labels=None))
         z = torch.cat([net(*data[i]) for i in torch.arange(len(data)).split(256)])
