@@ -13,6 +13,7 @@ from pathlib import Path
 import medlearn
 
 # %% ../../nbs/kit/07_code.ipynb #e57f0514
+@lru_cache(None)
 def plain_code(source:str # Python
               )->str: # without comments, docstrings, blank lines and `__all__`
     "What of a source text decides its result"
@@ -65,8 +66,9 @@ def _needs(tree):
     return found
 
 # %% ../../nbs/kit/07_code.ipynb #125ec6fb
+@lru_cache(None)
 def only_draws(code:str, # of a cell
-               others:set=frozenset(), # names that other cells read
+               others:frozenset=frozenset(), # names that other cells read
               )->bool: # does it decide nothing?
     "Does a cell only draw or show?"
     tree = ast.parse(code)
@@ -120,7 +122,7 @@ def _closure(names, home, but=frozenset()):
 # %% ../../nbs/kit/07_code.ipynb #f1909a27
 @lru_cache(None)
 def _stated(path, name, stamp):
-    "Definitions of a module by name, as (text, tree); under '' what it does besides; and its imports by name"
+    "Definitions of a module by name, as (text, what of medlearn it names, names in it); under '' what it does besides; and its imports by name"
     plain = plain_code(path.read_text(encoding='utf-8'))
     defs,taken,lines = {'': []},{},plain.splitlines()
     for s in ast.parse(plain).body:
@@ -131,7 +133,8 @@ def _stated(path, name, stamp):
         patched = any(_name(getattr(d, 'func', d)).startswith('patch') for d in getattr(s, 'decorator_list', ()))
         names = {s.name} if hasattr(s, 'name') else _stores(s) if isinstance(s, (ast.Assign, ast.AnnAssign)) else ()
         for n in ({''} if patched else names or {''}): defs.setdefault(n, []).append(('\n'.join(lines[first-1:s.end_lineno]), s))
-    return defs,taken
+    def seen(s): return _wanted(s, taken, ('medlearn', *name.split('/')[:-1])),{n.id for n in ast.walk(s) if isinstance(n, ast.Name)}
+    return {n: [(text, *seen(s)) for text,s in found] for n,found in defs.items()},taken
 
 def _taken(s, here=()):
     "What an import of medlearn binds: name -> (part/topic, name there); None there for the module itself"
@@ -166,11 +169,10 @@ def _decided(todo, home):
         defs,taken = _stated(path, name, (stat.st_mtime_ns, stat.st_size))
         mine = found.setdefault(name, set())
         if what in taken: todo.append(taken[what])
-        for text,tree in [p for n in ['', *(defs if what is None else [what])] for p in defs.get(n, ())]:
+        for text,wants,names in [p for n in ['', *(defs if what is None else [what])] for p in defs.get(n, ())]:
             if text in mine: continue
             mine.add(text)
-            todo += _wanted(tree, taken, ('medlearn', *name.split('/')[:-1]))
-            todo += [(name, n.id) for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id in defs]
+            todo += [*wants, *((name, n) for n in names if n in defs)]
     return {name: _sha('\n'.join(sorted(mine))) for name,mine in sorted(found.items())}
 
 # %% ../../nbs/kit/07_code.ipynb #dd508b50
@@ -184,6 +186,12 @@ def _codes(cells):
     codes = [''.join(c['source']) for c in cells if c['cell_type'] == 'code']
     return [re.sub(r'(?m)^([ \t]*)[%!].*$', r'\1pass', c) for c in codes]
 
+@lru_cache(None)
+def _cell(code):
+    "Of a cell: names that it needs, what of medlearn it names, does it only import"
+    tree = ast.parse(code)
+    return _needs(tree),_wanted(tree),all(isinstance(s, (ast.Import, ast.ImportFrom)) for s in tree.body)
+
 def _cells(path): return json.loads(Path(path).read_text(encoding='utf-8'))['cells']
 
 # %% ../../nbs/kit/07_code.ipynb #fd682bd4
@@ -192,14 +200,12 @@ def code_of(path:Path, # a chapter's notebook
            )->dict: # "chapter", and each reached module as "part/topic" -> digest
     "Digests of all code that decides a chapter's result"
     home = Path(home or _home)
-    parsed = [(c, ast.parse(c)) for c in _codes(_before_exercises(_cells(path)))]
-    counted,todo = [],[]
-    needs = [_needs(tree) for _,tree in parsed]
-    readers = Counter(name for names in needs for name in names)
-    for (code,tree),own in zip(parsed, needs):
-        todo += _wanted(tree)
-        others = {name for name,n in readers.items() if n > (name in own)}
-        imports_only = all(isinstance(s, (ast.Import, ast.ImportFrom)) for s in tree.body)
+    codes,counted,todo = _codes(_before_exercises(_cells(path))),[],[]
+    readers = Counter(name for c in codes for name in _cell(c)[0])
+    for code in codes:
+        own,wants,imports_only = _cell(code)
+        todo += wants
+        others = frozenset(name for name,n in readers.items() if n > (name in own))
         if not imports_only and "find_spec('medlearn')" not in code and not only_draws(code, others): counted.append(plain_code(code))
     return dict(chapter=_sha('\n'.join(counted)), **_decided(todo, home))
 
