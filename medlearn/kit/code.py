@@ -67,19 +67,23 @@ def _needs(tree):
 
 # %% ../../nbs/kit/07_code.ipynb #125ec6fb
 @lru_cache(None)
-def only_draws(code:str, # of a cell
-               others:frozenset=frozenset(), # names that other cells read
-              )->bool: # does it decide nothing?
-    "Does a cell only draw or show?"
+def _draws(code):
+    "Does a cell draw, and decide nothing unless another reads what it leaves? And the names that it leaves"
     tree = ast.parse(code)
     calls = {_name(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)}
     own = _stores(tree) | {'plt', 'fig', 'ax', 'axs'}
-    left = _stores(tree) - {'fig', 'ax', 'axs', '_'}
     touched = [n for n in ast.walk(tree) if isinstance(n, (ast.Attribute, ast.Subscript)) and isinstance(n.ctx, (ast.Store, ast.Del))]
     done = [n.value for n in ast.walk(tree) if isinstance(n, ast.Expr) and isinstance(n.value, ast.Call)]
     quiet = all(_root(c) in own or _drawing.match(_name(c.func)) for c in done)
     draws = any(_drawing.match(c) for c in calls)
-    return draws and quiet and not calls & _deciding and not left & others and all(_root(n) in own for n in touched)
+    return draws and quiet and not calls & _deciding and all(_root(n) in own for n in touched),_stores(tree) - {'fig', 'ax', 'axs', '_'}
+
+def only_draws(code:str, # of a cell
+               others:set=frozenset(), # names that other cells read
+              )->bool: # does it decide nothing?
+    "Does a cell only draw or show?"
+    draws,left = _draws(code)
+    return draws and not left & set(others)
 
 # %% ../../nbs/kit/07_code.ipynb #2790507b
 _aside = {f'kit/{n}' for n in 'figures runner cli readme catalog console machine download plots lesson handover result predict'.split()}
@@ -205,7 +209,7 @@ def code_of(path:Path, # a chapter's notebook
     for code in codes:
         own,wants,imports_only = _cell(code)
         todo += wants
-        others = frozenset(name for name,n in readers.items() if n > (name in own))
+        others = {name for name,n in readers.items() if n > (name in own)}
         if not imports_only and "find_spec('medlearn')" not in code and not only_draws(code, others): counted.append(plain_code(code))
     return dict(chapter=_sha('\n'.join(counted)), **_decided(todo, home))
 
