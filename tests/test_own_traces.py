@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 
 from medlearn.data import doors as D, samples as S, traces as T
-from medlearn.data.rhythms import simulated_ecg
+from medlearn.data.rhythms import aami_class, simulated_ecg
+from medlearn.data.signals import beats
+from medlearn.data.tracings import read_wfdb
 from medlearn.foundations.budget import Budget
 from medlearn.kit.cards import DataError
 from medlearn.sequences import ecg as E
@@ -134,7 +136,7 @@ def test_the_published_halves(tmp_path):
     rows = df.drop(columns=['id', 'patient']).assign(label=df.label.map(dict(well='-1', ill='1')))
     for part, some in (('TRAIN', rows[:24]), ('TEST', rows[24:])): some.to_csv(tmp_path/f'Waves_{part}.tsv', sep='\t', header=False, index=False)
     s, said = quiet(T.read_traces, tmp_path, rate=100)
-    assert len(s) == N and s.name == tmp_path.name and s.classes == ['-1', '1'] and (s.split[24:] == 'test').all() and set(s.split[:24]) == {'train', 'valid'} and 'patients are not named' in said
+    assert len(s) == N and s.name == 'Waves' and s.classes == ['-1', '1'] and (s.split[24:] == 'test').all() and set(s.split[:24]) == {'train', 'valid'} and 'patients are not named' in said
     assert np.abs(s.mv[30][0] - df.iloc[30, 3:].to_numpy(float)).max() < 1e-6 and quiet(T.read_traces, tmp_path/'Waves_TEST.tsv', rate=100)[0].name == 'Waves'
     assert D.kind_of(tmp_path) == D.kind_of(tmp_path/'Waves_TRAIN.tsv') == 'traces'
     new, _ = quiet(T.new_traces, tmp_path/'Waves_TEST.tsv', ['signal'], 100, (LONG, LONG), dict(rate=100))
@@ -235,6 +237,24 @@ def test_new_tables_get_what_the_chapter_gave(trained, tmp_path):
     p, said = quiet(E.new_cases, w, config, fine)
     assert len(p) == 4 and 'brought from 200 to 100 Hz' in said
     with pytest.raises(DataError, match='trained on V9, and V9 is not there'): quiet(E.new_cases, w, config | dict(leads=['V9']), fine)
+
+    rows = [pd.DataFrame(dict(id=f'n{i}', time=np.arange(LONG)/100, signal=rng.normal(size=LONG).round(3))) for i in range(3)]
+    pd.concat(rows).to_csv(tmp_path/'monitor.csv', index=False)
+    assert list(quiet(E.new_cases, w, config, tmp_path/'monitor.csv')[0].index) == ['n0', 'n1', 'n2'], 'a row a sample, and no toml'
+    cut, _ = quiet(E.new_cases, w, config | dict(seconds=.5, samples=None), tmp_path/'monitor.csv')
+    assert list(cut.index[:2]) == ['n0 at 0 s', 'n0 at 0.5 s'] and len(cut) == 6
+
+
+def test_real_beats_through_the_table_and_through_wfdb_are_the_same(tmp_path):
+    record = Path(__file__).parents[2]/'shared'/'data'/'mitdb_record100'
+    if not record.is_dir(): pytest.skip('MIT-BIH record 100 is not beside the project')
+    s = read_wfdb(record/'100')
+    w, _, kind = beats(s, normalise=False)
+    w, kind = w[::8], np.array([aami_class.get(k, '?') for k in kind])[::8]
+    df = pd.DataFrame(w.reshape(len(w), -1), columns=[f'{n}_{i}' for n in s.leads for i in range(w.shape[2])])
+    df.insert(0, 'label', kind)
+    got, said = quiet(T.read_traces, written(tmp_path/'beats.csv', df[kind != '?']), rate=360, unit='mV')
+    assert np.array_equal(np.stack(got.mv), w[kind != '?']) and got.leads == s.leads and (np.array(got.classes)[got.labels] == kind[kind != '?']).all() and 'patients are not named' in said
 
 
 def test_the_ruler_of_single_beats():

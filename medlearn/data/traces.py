@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_traces', 'trace_features', 'new_traces']
 
-# %% ../../nbs/data/99_traces.ipynb #00e3d7a7
+# %% ../../nbs/data/99_traces.ipynb #478af403
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from .tracings import faults
 from ..kit.cards import DataError,digest_of
 from ..kit.fetch import used
 
-# %% ../../nbs/data/99_traces.ipynb #237f35a3
+# %% ../../nbs/data/99_traces.ipynb #d86bc9a8
 #@title A row a sample
 def _even(t, rows, text, path, id):
     "Samples a second of times that are evenly spaced; the row where they are not"
@@ -82,7 +82,7 @@ def _joined(found, path, names):
     left += [f'{len(alone)} rows of labels.csv have no record, first {next(iter(alone), None)}']*(len(alone) > 0)
     return found._replace(mv=[v for v,k in zip(found.mv, there) if k], meta=found.meta.loc[there, ['id']].merge(cases.assign(row=cases.index), on='id', how='left'), left=left)
 
-# %% ../../nbs/data/99_traces.ipynb #adafcf61
+# %% ../../nbs/data/99_traces.ipynb #21fde793
 #@title The reader
 _to_mv = dict(mV=1, uV=1e-3, V=1e3, nV=1e-6)
 _parts_of = dict(train='train', training='train', val='valid', valid='valid', validation='valid', dev='valid', test='test', testing='test')
@@ -159,7 +159,7 @@ def read_traces(path:str, # of a table with a heading, a row a record; of NAME_T
     factor,meta = _factor(path, unit, gain),found.meta
     if leads and len(leads) != len(found.leads): raise DataError(f'{path} has {len(found.leads)} leads, {", ".join(found.leads)}; leads = names {len(leads)}.')
     mv = [(v*factor).astype(np.float32) for v in found.mv]
-    base = dict(rate=float(hz), leads=list(leads or found.leads), name=half_name.sub(r'\1', path.stem) if halves else path.stem)
+    base = dict(rate=float(hz), leads=list(leads or found.leads), name=half_name.sub(r'\1', halves[0].stem) if halves else path.stem)
     said = [f'{len(found.left)} left out: {"; ".join(found.left[:3])}' + '; ...'*(len(found.left) > 3)] if found.left else []
     if not unit: said.append(f'no unit is said, the numbers are taken as they stand: unit = "mV" or another in {toml}')
     elif not .02 < (middle := float(np.median([np.ptp(v, 1).max() for v in mv[:2000]]))) < 50: said.append(f'the records span {middle:.3g} mV in the middle, which no ECG does: is the unit {unit}?')
@@ -189,7 +189,7 @@ def _told(path, meta, mv, hz, said):
     table.attrs |= {'published': 'split' in meta, 'patients named': 'patient' in meta}
     return table
 
-# %% ../../nbs/data/99_traces.ipynb #8c410801
+# %% ../../nbs/data/99_traces.ipynb #3f2836b8
 #@title What a ruler measures on a trace
 def trace_features(s:Signals, # of any lengths
                    longest:int, # samples, of the training records
@@ -207,7 +207,7 @@ def trace_features(s:Signals, # of any lengths
         rows.append(row)
     return pd.DataFrame(rows, dtype=float)
 
-# %% ../../nbs/data/99_traces.ipynb #8a38de32
+# %% ../../nbs/data/99_traces.ipynb #98837732
 #@title Tables without labels
 def new_traces(path:str, # of a table without labels, in any of the layouts but that of two files
                leads:list, # that the network was trained on

@@ -266,14 +266,15 @@ def new_cases(weights:dict, # name -> tensor, of an `ECGNet`
               path:str, # a WFDB record, a folder of them, or a table of signals
              )->pd.DataFrame: # a row a record or window, a column a class
     "Probabilities of the classes of new records"
-    net,res,table = ecg_net(config['kind'], len(config['leads']), len(config['classes'])).eval(),[],holds_traces(Path(path).expanduser())
+    net,res,table = ecg_net(config['kind'], len(config['leads']), len(config['classes'])).eval(),[],Path(path).suffix.lower() in ('.csv', '.tsv', '.txt') or holds_traces(Path(path).expanduser())
     net.load_state_dict({k: torch.as_tensor(v) for k,v in weights.items()})
     few,most = config.get('samples') or (1, 10**9)
     every = [new_traces(path, config['leads'], config['rate'], (few, most), said_of(path, 'traces'))] if table else new_records(path, config['leads'], config['rate'])
     for s in every:
         if not few*.9 <= s.mv[0].shape[1] <= most*1.1: raise DataError(f'{s.name} has {s.mv[0].shape[1]} samples at {s.rate:g} Hz; the network was trained on {few} to {most}. Cut it as those were cut.')
         w = cut_windows(replace(s, peaks=None, symbols=None), config['seconds']) if config['seconds'] else s
-        names = [f'{s.name} at {t:g} s' for t in w.table['start, s']] if config['seconds'] else [*s.table.record] if table else [s.name]
+        names = [*s.table.record] if table else [s.name]
+        if config['seconds']: names = [f'{names[r]} at {t:g} s' for r,t in zip(w.table.record, w.table['start, s'])]
         w = checked(replace(w, mv=[x[:, :config['most']] for x in w.mv]), config['rate'], config['leads'], 'keep')
         data = ecg_set(replace(w, labels=None))
         z = torch.cat([net(*data[i]) for i in torch.arange(len(data)).split(256)])
