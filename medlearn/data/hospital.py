@@ -6,12 +6,11 @@
 __all__ = ['ONE_DAY', 'read_records', 'mimic_files', 'mimic_table', 'as_dates', 'read_mimic', 'with_past']
 
 # %% ../../nbs/data/20_hospital.ipynb #d58d0db3
-import gzip,zlib
+import array,gzip,zlib
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from pandas.api.types import union_categoricals
 from .events import layout,Records,tidy
 from .large import text_pieces
 from .records import code_like,not_known,text_table,which_is_yes
@@ -22,7 +21,7 @@ from ..kit.fetch import used_together
 def _number(df, column, path, missing=None):
     "A text column as numbers, nan where a code in `missing` stands, or the row that is none"
     res,codes = pd.to_numeric(df[column], errors='coerce'),pd.Series(list(missing or ()), dtype=object)
-    gone = df[column].isin(codes.astype(str)) | res.isin(pd.to_numeric(codes, errors='coerce').dropna())
+    gone = df[column].isin(codes.astype(str)) | res.isin(pd.to_numeric(codes, errors='coerce').dropna()) if missing else pd.Series(False, df.index)
     bad = ~np.isfinite(res) & ~gone
     if bad.any():
         said = df[column][bad.idxmax()]
@@ -33,12 +32,12 @@ def _number(df, column, path, missing=None):
     return res.astype(float).where(~gone)
 
 # %% ../../nbs/data/20_hospital.ipynb #4e77c52d
-def _no_codes(df, column, path, what):
-    "Refuse a number that looks like a code for *not measured*"
-    code = code_like(df[column].dropna())
+def _no_codes(values, path, what, at):
+    "Refuse a number that looks like a code for *not measured*; `at` tells the row and the id of a value"
+    code = code_like(values)
     if code is None: return
-    at = df[column].eq(code)
-    raise DataError(f'{path}: row {at.idxmax()}: {what} of {df.id[at.idxmax()]} is {code:g}, apart from all others ({at.sum()} such rows): a code for *not measured*? '
+    row,who = at((values == code).argmax())
+    raise DataError(f'{path}: row {row}: {what} of {who} is {code:g}, apart from all others ({(values == code).sum()} such rows): a code for *not measured*? '
                     f'If it is, say missing = [{code:g}] in dataset.toml; if it was measured, missing = [].')
 
 # %% ../../nbs/data/20_hospital.ipynb #d26b661a
@@ -62,30 +61,63 @@ def _outcomes(path, unknown, missing):
         at = df.index[nobody][0]
         raise DataError(f'{path}: row {at}: the patient of {df.id[at]} is {df.patient[at]!r}. Name the patient.')
     for c in rest*(missing is None):
-        if c != 'patient': _no_codes(people.assign(id=df.id), c, path, c)
+        if c != 'patient': _no_codes((known := people[c].dropna()).to_numpy(), path, c, lambda k: (known.index[k], df.id[known.index[k]]))
     return out.set_axis(df.id),people.set_axis(df.id),left
 
-# %% ../../nbs/data/20_hospital.ipynb #e99c3c9c
-def _start(folder, df, missing):
+def _start(folder, ids, missing):
     "What is known of each id from the start, where there are no outcomes"
     file = next((folder/n for n in ('people.csv', 'people.csv.gz', 'outcomes.csv', 'outcomes.csv.gz') if (folder/n).is_file()), None)
-    if file is None: return pd.DataFrame(index=pd.Index(df.id.unique().astype(str), name='id'))
+    if file is None: return pd.DataFrame(index=pd.Index(ids, name='id'))
     who = text_table(file, ['id'], 'Wanted: id, and what is known from the start.')
     if who.id.duplicated().any(): raise DataError(f'{file}: row {who.id.duplicated().idxmax()}: {who.id[who.id.duplicated()].iloc[0]} is there twice. Keep one.')
     return pd.DataFrame({c: who[c] if c == 'patient' else _number(who, c, file, missing) for c in who if c not in ('id', 'label', 'time')}, index=who.index).set_axis(who.id)
 
 # %% ../../nbs/data/20_hospital.ipynb #399babaa
 def _measured(path, missing, chunk):
-    "Measurements, read in pieces: ids and variables as categories, in order of the alphabet, days and values as numbers"
-    parts,texts = [],('id', 'variable')
+    "Measurements, read in pieces: a column of numbers each, also of the rows in the file. Ids and variables are numbers of texts, which stand beside, in the order in which they come"
+    m,known = {c: array.array(kind) for c,kind in dict(id='I', time='d', variable='I', value='d', row='I').items()},dict(id={}, variable={})
     for df in text_pieces(path, layout['measurements'], 'Wanted: id, time, variable, value.', may=['value']*('' in (missing or ())), mb=chunk):
-        df = df[layout['measurements']]
-        df = df.assign(time=_number(df, 'time', path), value=_number(df, 'value', path, missing), **{c: df[c].astype('category') for c in texts})
-        far = df.time.abs() > 40_000
-        if far.any(): raise DataError(f'{path}: row {far.idxmax()}: time {df.time[far.idxmax()]:.15g} of {df.id[far.idxmax()]} is more than a life in days ({far.sum()} such rows). Give days from day zero of each patient.')
-        parts.append(df)
-    columns = {c: union_categoricals([df[c] for df in parts], sort_categories=True) if c in texts else np.concatenate([df[c].to_numpy() for df in parts]) for c in parts[0]}
-    return pd.DataFrame(columns, index=np.concatenate([df.index for df in parts]))
+        piece = dict(time=_number(df, 'time', path), value=_number(df, 'value', path, missing), row=df.index)
+        far = piece['time'].abs() > 40_000
+        if far.any(): raise DataError(f'{path}: row {far.idxmax()}: time {piece["time"][far.idxmax()]:.15g} of {df.id[far.idxmax()]} is more than a life in days ({far.sum()} such rows). Give days from day zero of each patient.')
+        for c,number in known.items():
+            nth,texts = pd.factorize(df[c])
+            piece[c] = np.array([number.setdefault(t, len(number)) for t in texts])[nth]
+        for c,a in m.items(): a.frombytes(np.asarray(piece[c], a.typecode).tobytes())
+    names = {c: np.array(list(texts), object) for c,texts in known.items()}
+    for c,a in m.items(): m[c] = np.frombuffer(a, a.typecode).astype(np.min_scalar_type(len(names[c])) if c in names else a.typecode, copy=False)
+    return m,names
+
+def _pick(m, rows):
+    "Rows of the columns, one column after the other, so that never all of them are there twice"
+    for c in m: m[c] = m[c][rows]
+
+_faults = {'out of order': ('comes after a later day', 'Sort the file, or read it with unsorted="sort".', lambda df: df.groupby(['id', 'variable']).time.diff() < 0),
+           'repeated': ('is there twice', 'Keep one, or read the file with twice="mean".', lambda df: df.duplicated(['id', 'time', 'variable']))}
+def _ordered(m, names, unsorted, twice, path, most=2**17):
+    "What `tidy` does, done to some people at a time where they are not in order, so that there is never a second table"
+    counts = tidy(pd.DataFrame({c: m[c][:0] for c in layout['measurements']}), unsorted, twice)[1] | dict(rows=len(m['id']))
+    for c,texts in names.items():
+        order = np.argsort(texts)
+        names[c],m[c] = texts[order],np.argsort(order).astype(m[c].dtype)[m[c]]
+    if (m['id'][1:] < m['id'][:-1]).any(): _pick(m, np.argsort(m['id'], kind='stable'))
+    def grows(a, *more): return (a[1:] > a[:-1]) | (a[1:] == a[:-1]) & (grows(*more) if more else False)
+    at,end,first,df = 0,0,{},None
+    while at < counts['rows']:
+        stop = np.searchsorted(m['id'], m['id'][at:at + most][-1], 'right')
+        df = pd.DataFrame({c: a[at:stop] for c,a in m.items()}, copy=False)
+        if not grows(*(m[c][at:stop] for c in ('id', 'time', 'variable'))).all():
+            for what in [what for what,how in zip(_faults, (unsorted, twice)) if how == 'refuse']:
+                if len(bad := df[_faults[what][2](df)]): first[what] = min(first.get(what, (np.inf,)), tuple(bad.loc[bad.row.idxmin(), ['row', 'variable', 'id', 'time']]))
+            df,new = tidy(df, twice='first' if twice == 'refuse' else twice)
+            counts |= {what: counts[what] + new[what] for what in _faults}
+        for c in layout['measurements']: m[c][end:end + len(df)] = df[c]
+        at,end = stop,end + len(df)
+    for what,(row,v,i,day) in sorted(first.items()): # out of order comes before repeated
+        raise DataError(f'{path}: row {row:.0f}: {names["variable"][int(v)]} of {names["id"][int(i)]} at day {day:g} {_faults[what][0]} ({counts[what]} such rows). {_faults[what][1]}')
+    del m['row'],df
+    for c in m: m[c] = names[c][m[c][:end]] if c in names else m[c][:end]
+    return pd.DataFrame(m, copy=False),counts
 
 def read_records(folder, # holds measurements.csv and outcomes.csv, or either as .csv.gz
                  unsorted:str='sort', # or "refuse", see `tidy`
@@ -94,29 +126,35 @@ def read_records(folder, # holds measurements.csv and outcomes.csv, or either as
                  unknown:str='refuse', # outcomes that are not known, see `not_known`: "refuse", "leave out" with all their rows, or "keep" as a class
                  missing:tuple=None, # codes for *not measured*, such as (-9, "NA"): their rows are left out; (): there are none; default: what looks like one is refused
                  positive:str=None, # the outcome that is asked about; default: the one that is no word for alive or healthy
-                 chunk:float=8, # MB read at once; None: all
+                 chunk:float=2, # MB read at once; None: all
                 )->Records: # ids are texts; follow-up has no end
     "Records of a user's folder, checked: UTF-8, commas between columns, a point in decimals, time in days"
     if unknown not in ('refuse', 'leave out', 'keep'): raise ValueError(f'unknown is {unknown!r}: it is refuse, leave out or keep')
     folder = Path(folder).expanduser()
     packed = {f.name: f for f in folder.glob('*.csv.gz')} # read as they are where there is no plain file
     files = [p if p.is_file() else packed.get(f'{p.name}.gz', p) for p in (folder/'measurements.csv', *[folder/'outcomes.csv']*labelled)]
-    df = _measured(files[0], missing, chunk)
-    for v,rows in df.groupby('variable', observed=True) if missing is None else (): _no_codes(rows, 'value', files[0], v)
-    out,people,dark = _outcomes(files[1], unknown, missing) if labelled else (None, _start(folder, df, missing), set())
-    coded,df = int(df.value.isna().sum()),df[df.value.notna() & ~df.id.isin(dark)]
-    lost = ~df.id.isin(people.index)
-    lacks = f'has no outcome in {files[-1].name}' if labelled else 'is in no row of people.csv or outcomes.csv'
-    if lost.any() and unknown != 'leave out':
-        raise DataError(f'{files[0]}: row {lost.idxmax()}: {df.id[lost.idxmax()]} {lacks} ({df.id[lost].nunique()} such ids). Add it, or say unknown = "leave out" in dataset.toml.')
-    dark,df = dark | set(df.id[lost]),df[~lost]
+    m,names = _measured(files[0], missing, chunk)
+    def at(k): return m['row'][k],names['id'][m['id'][k]]
+    def among(ids): return pd.Index(names['id']).isin(ids)[m['id']]
+    rows = np.split(np.argsort(m['variable'], kind='stable'), np.cumsum(np.bincount(m['variable']))[:-1]) if missing is None else ()
+    for k,v in sorted(zip(range(len(rows)), names['variable']), key=lambda kv: kv[1]): _no_codes(m['value'][rows[k]], files[0], v, lambda j: at(rows[k][j]))
+    del rows
+    out,people,dark = _outcomes(files[1], unknown, missing) if labelled else (None, _start(folder, names['id'], missing), set())
+    coded = np.isnan(m['value'])
+    kept = ~coded & ~among(dark)
+    lost = kept & ~among(people.index)
+    if lost.any():
+        (row,one),who = at(lost.argmax()),names['id'][np.unique(m['id'][lost])]
+        lacks = f'has no outcome in {files[-1].name}' if labelled else 'is in no row of people.csv or outcomes.csv'
+        if unknown != 'leave out': raise DataError(f'{files[0]}: row {row}: {one} {lacks} ({len(who)} such ids). Add it, or say unknown = "leave out" in dataset.toml.')
+        dark = dark.union(who)
+    if not (kept := kept & ~lost).all(): _pick(m, kept)
     if positive is not None: which_is_yes(sorted(out.label.unique()), positive, str(files[1]))
-    both = [c for c in people if c in set(df.variable)]
+    m,counts = _ordered(m, names, unsorted, twice, files[0])
+    both = [c for c in people if c in set(m.variable.unique())]
     people = people.rename(columns={c: f'{c} from the start' for c in both})
-    m,counts = tidy(df, unsorted, twice, str(files[0]))
-    m = m.assign(**{c: m[c].cat.categories.to_numpy(object)[m[c].cat.codes] for c in ('id', 'variable')})
-    counts['ids without measurements'] = int((~people.index.isin(df.id)).sum())
-    counts |= {k: n for k,n in (('coded as missing', coded), ('outcomes not known', len(dark)), ('names both measured and in outcomes.csv', len(both))) if n}
+    counts['ids without measurements'] = int((~people.index.isin(m.id.unique())).sum())
+    counts |= {k: n for k,n in (('coded as missing', int(coded.sum())), ('outcomes not known', len(dark)), ('names both measured and in outcomes.csv', len(both))) if n}
     used_together(folder.name, files)
     events = pd.DataFrame(dict(id=m.id[:0], time=m.time[:0], event=m.variable[:0]))
     return Records(m, events, people, pd.Series(np.inf, people.index), out, folder.name, counts=counts, positive=positive)
@@ -146,7 +184,6 @@ class _Whole:
         return got
     def __iter__(self): return iter(self.file)
 
-# %% ../../nbs/data/20_hospital.ipynb #4b63b732
 def mimic_table(path:Path, # of a CSV file, gzipped or not
                 columns:list, # that it must have
                 optional:tuple=(), # that are read where they are there
@@ -189,7 +226,6 @@ def _mimic_people(df, icu):
     return pd.DataFrame(dict(patient=df.subject_id, age=age.where(age <= 89, 90), male=(df.gender.str.upper() == 'M').astype(int),
                              emergency=(df.admission_type.str.upper() == 'EMERGENCY').astype(int), unit=unit))
 
-# %% ../../nbs/data/20_hospital.ipynb #89ccc225
 def _mimic_events(df, icu, codes):
     "Intensive care, death in hospital, and the codes of the day after; the day on which each admission ended"
     def days(when, hadm): return (when - hadm.map(df.admittime))/ONE_DAY
@@ -202,7 +238,6 @@ def _mimic_events(df, icu, codes):
     events = pd.concat(parts, ignore_index=True).dropna().sort_values(['id', 'time', 'event'], kind='stable', ignore_index=True)
     return events,end
 
-# %% ../../nbs/data/20_hospital.ipynb #fe28a526
 def _charted(path, name, start, items, chunk, names):
     "Measurements of one large table, read in parts, and what was left out"
     value,parts,counts = _charts[name],[],dict(rows=0, **{'without a stay': 0, 'marked as errors': 0, 'without a number': 0})

@@ -7,7 +7,7 @@ __all__ = ['bytes_allowed', 'mapped', 'told_where', 'pieces', 'Member', 'members
            'stacked_rows', 'picked', 'text_pieces']
 
 # %% ../../nbs/data/07_large.ipynb #b3b529eb
-import csv,gzip,io,mmap,os,re,shutil,sys,tempfile,time,warnings,zipfile,zlib
+import csv,gzip,io,mmap,os,shutil,sys,tempfile,time,warnings,zipfile,zlib
 from hashlib import sha256
 from itertools import chain,islice
 from pathlib import Path
@@ -233,11 +233,13 @@ def _lines(f, path, last, start):
         except UnicodeDecodeError as e: raise DataError(f'{path}: row {i} is not UTF-8 (byte {raw[e.start]:#04x}). Save the file as UTF-8.') from None
         yield from io.StringIO(last[0], newline='') if '\r' in last[0][:-2] else (last[0],)
 
+_spaces = [c for c in map(chr, range(0x3001)) if c.isspace() and c != '\n']
 def _plain(block, head, sep, start, needs):
     "Rows without quotes, blank lines, spaces at the ends and faults, read at once; None: they have to be read with care"
     try: text = block.decode().replace('\r\n', '\n')
     except UnicodeDecodeError: return None
-    if not text.endswith('\n') or re.search(rf'"|\r|^\s|[{sep}\n]\s|[^\S\n{sep}][{sep}\n]', text): return None
+    edges = [e for c in _spaces if c in text for e in (sep + c, '\n' + c, c + sep, c + '\n')]
+    if not text.endswith('\n') or text[0].isspace() or any(e in text for e in ('"', '\r', sep + '\n', '\n\n', *edges)): return None
     if text.count(sep) != (len(head) - 1)*(n := text.count('\n')): return None
     try: df = pd.read_csv(io.StringIO(text), sep=sep, dtype=str, keep_default_na=False, index_col=False, header=None, names=head)
     except (ValueError, pd.errors.ParserError): return None
