@@ -84,7 +84,7 @@ def _in_folder(p):
         if there: return kind
     if pair := _pair(p): return 'volumes' if any(f.name.lower().endswith(('.nii', '.nii.gz', '.nrrd')) for f in files_below(p/pair[0])) else 'mask_folder'
     if any(n.endswith('.hea') for n in names): return 'wfdb_folder'
-    if holds_traces(p): return 'traces'
+    if holds_traces(p) and not any(is_picture(f) for f in files_below(p)): return 'traces'
     if any(n.endswith(('.nii', '.nii.gz', '.nrrd')) for n in names):
         raise DataError(f'{p} holds volumes without masks. Put them into imagesTr, and their masks under the same names into labelsTr.')
     if any(is_picture(f) for f in files_below(p)): return 'pictures'

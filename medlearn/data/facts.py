@@ -65,6 +65,7 @@ def _of_reports(d):
 def _of_signals(d):
     res = {'signals': repr(d)}
     if d.peaks is not None: res['beats'] = ', '.join(f'{s} {n:,}' for s,n in pd.Series(np.concatenate(d.symbols)).value_counts().items())
+    if d.labels is not None: res['classes'] = ', '.join(f'{c} {n:,}' for c,n in zip(d.classes, d.labels.sum(0) if d.multilabel else np.bincount(d.labels, minlength=len(d.classes))))
     return res | ({} if d.split is None else {'patients': _people(d.groups, len(d), 'record'), 'splits': _splits(d.split)})
 
 def _of_joint(d):
