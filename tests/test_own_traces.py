@@ -102,6 +102,9 @@ def test_what_is_refused(tmp_path, spoil, why): refused(why, written(tmp_path/'a
 def test_headings_and_commas(tmp_path):
     refused('has no heading: its first row holds numbers', written(tmp_path/'a.csv', table().iloc[:, 3:], header=False))
     refused('separated by semicolons', written(tmp_path/'a.csv', table(), sep=';', decimal=','))
+    refused('is separated by tabs. Call it c.tsv', written(tmp_path/'c.txt', table(), sep='\t'))
+    refused('is separated by commas. Call it c.csv', written(tmp_path/'c.tsv', table()))
+    assert len(quiet(T.read_traces, written(tmp_path/'c.tsv', table(), sep='\t'), rate=100, unit='mV')[0]) == N
     refused('is not there', tmp_path/'b.csv')
     refused('All leads have the same number', written(tmp_path/'a.csv', table(leads=('II', 'V1')).drop(columns='V1_99')))
 

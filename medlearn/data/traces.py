@@ -5,21 +5,21 @@
 # %% auto #0
 __all__ = ['read_traces', 'trace_features', 'new_traces']
 
-# %% ../../nbs/data/99_traces.ipynb #478af403
+# %% ../../nbs/data/99_traces.ipynb #f186d10e
 import warnings
 from dataclasses import replace
 from pathlib import Path
 import numpy as np,pandas as pd
 from .large import text_pieces
 from .records import not_known,text_table,which_is_yes
-from .samples import half_name,halves_of,heading,kept_records,long_table,numbers_in,Rows,ucr_table,wide_table
+from .samples import checked_heading,half_name,halves_of,heading,kept_records,long_table,numbers_in,Rows,ucr_table,wide_table
 from .signals import Signals
 from .splits import duplicates,split_by_group,tied,twins
 from .tracings import faults
 from ..kit.cards import DataError,digest_of
 from ..kit.fetch import used
 
-# %% ../../nbs/data/99_traces.ipynb #d86bc9a8
+# %% ../../nbs/data/99_traces.ipynb #abb87875
 #@title A row a sample
 def _even(t, rows, text, path, id):
     "Samples a second of times that are evenly spaced; the row where they are not"
@@ -34,7 +34,7 @@ def _even(t, rows, text, path, id):
 
 def _long(path, rate, drop):
     "A row a sample: id, time in seconds, and a column a lead, or lead and value"
-    low = {c.lower(): c for c in heading(path)}
+    low = {c.lower(): c for c in checked_heading(path)}
     id,time = (low.get(c) for c in ('id', 'time'))
     tall = {'lead', 'value'} <= set(low)
     leads = [low['value']] if tall else [c for c in low.values() if c not in (id, time, low.get('label'), low.get('patient'), low.get('split'))]
@@ -82,7 +82,7 @@ def _joined(found, path, names):
     left += [f'{len(alone)} rows of labels.csv have no record, first {next(iter(alone), None)}']*(len(alone) > 0)
     return found._replace(mv=[v for v,k in zip(found.mv, there) if k], meta=found.meta.loc[there, ['id']].merge(cases.assign(row=cases.index), on='id', how='left'), left=left)
 
-# %% ../../nbs/data/99_traces.ipynb #21fde793
+# %% ../../nbs/data/99_traces.ipynb #9166fdae
 #@title The reader
 _to_mv = dict(mV=1, uV=1e-3, V=1e3, nV=1e-6)
 _parts_of = dict(train='train', training='train', val='valid', valid='valid', validation='valid', dev='valid', test='test', testing='test')
@@ -189,7 +189,7 @@ def _told(path, meta, mv, hz, said):
     table.attrs |= {'published': 'split' in meta, 'patients named': 'patient' in meta}
     return table
 
-# %% ../../nbs/data/99_traces.ipynb #3f2836b8
+# %% ../../nbs/data/99_traces.ipynb #958419c3
 #@title What a ruler measures on a trace
 def trace_features(s:Signals, # of any lengths
                    longest:int, # samples, of the training records
@@ -207,7 +207,7 @@ def trace_features(s:Signals, # of any lengths
         rows.append(row)
     return pd.DataFrame(rows, dtype=float)
 
-# %% ../../nbs/data/99_traces.ipynb #98837732
+# %% ../../nbs/data/99_traces.ipynb #91954bed
 #@title Tables without labels
 def new_traces(path:str, # of a table without labels, in any of the layouts but that of two files
                leads:list, # that the network was trained on
