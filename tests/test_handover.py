@@ -1,6 +1,7 @@
 "A model is handed over whole or not at all, and only to functions that read new cases"
 import importlib
 import json
+import warnings
 import os
 
 import numpy as np
@@ -22,6 +23,7 @@ def new_cases(weights, config, path):
     "The sum of the weights, once for each line of a file"
     import pandas as pd
     lines = path.read_text().split()
+    if 'odd' in lines: warnings.warn(f'{path.name}: an odd line')
     if 'bad' in lines: raise DataError(f'{path.name}, row 2: bad')
     return pd.DataFrame({c: float(weights['w'].sum()) for c in config['classes']}, index=lines)
 
@@ -183,6 +185,9 @@ def test_answers_are_one_table_or_none(run, tmp_path, monkeypatch, capsys):
     with pytest.raises(DataError, match='the case a stands in .*one.txt and in .*again.txt'): predict_new(run, [one, again], out=tmp_path/'q.csv')
     with pytest.raises(WrongUsage, match='writes no masks'): predict_new(run, [one], masks=tmp_path/'m')
     assert not (tmp_path/'q.csv').exists() and sorted(p.name for p in tmp_path.iterdir()) == ['again.txt', 'bad.txt', 'one.txt', 'p.csv', 'run', 'two.txt']
+    capsys.readouterr()
+    predict_new(run, cases(tmp_path, odd='odd'))
+    assert capsys.readouterr().err == 'Note: odd.txt: an odd line\n'
     (tmp_path/'empty.txt').write_text('')
     with pytest.raises(DataError, match='empty.txt: no case'): answers_for(run/'model', [tmp_path/'empty.txt'])
 

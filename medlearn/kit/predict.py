@@ -117,6 +117,10 @@ _Csv = Annotated[Path, Option('--out', dir_okay=False, help='Write the table to 
 _Masks = Annotated[Path, Option(file_okay=False, help='Write the masks to this folder, too.')]
 _Which = Annotated[str, Option(metavar='NAME', help='One of several models.')]
 
+def _note(message, *where, **more):
+    "What a reader of data warns of, as a sentence"
+    echo(f'Note: {message}', err=True)
+
 def predict_new(run:_Run, # folder
                 files:_News, # new cases
                 out:_Csv=None, # file of the table
@@ -136,7 +140,9 @@ def predict_new(run:_Run, # folder
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
     try:
-        rows = answers_for(folder, [p.absolute() for p in files], part)
+        with warnings.catch_warnings():
+            warnings.showwarning = _note
+            rows = answers_for(folder, [p.absolute() for p in files], part)
         text = rows.to_csv(float_format='%.6g', lineterminator='\n')
         if out: write_whole(out, text)
         if part:
