@@ -1,4 +1,5 @@
 "Windows see nothing that comes later, scores are what their formulas say, a plan refuses what it was not trained on, and neighbours in a batch change no forecast"
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -281,6 +282,8 @@ def test_asking_for_one_person_is_the_same_as_the_window(made, learned):
     np.testing.assert_allclose(M.forecast(learned, plan, asked), M.forecast(learned, plan, w.take([k])), atol=1e-4)
     near = plan.ask(rec['test'], w.ids[k], (5.,))
     assert np.isfinite(M.forecast(learned, plan, near)).all()
+    both = plan.ask(rec['test'], [5, 3], (5.,))
+    assert list(both.ids) == [3, 5] and (plan.ask(rec['test'], 5, (5.,)).values == both.values[1:]).all()
 
 
 def test_the_loss_leaves_out_what_was_not_measured():
@@ -316,6 +319,55 @@ def test_a_corrected_band_holds_on_new_people(made, learned):
     assert np.allclose(f[..., 1], there)
     inside = M.Scores(w['test'], 5).mean((w['test'].y >= f[..., 1]) & (w['test'].y <= f[..., 2]))[0]
     assert np.abs(inside - .8).max() < .15
+
+
+# New cases
+
+def folder(path, rec, **other):
+    "Records as a reader's folder, without outcomes"
+    path.mkdir()
+    rec.measurements.assign(**other).to_csv(path/'measurements.csv', index=False)
+    return path
+
+
+@pytest.fixture(scope='module')
+def handed(made, learned):
+    _, plan, w = made
+    by = M.conformal(M.forecast(learned, plan, w['valid']), w['valid'])
+    return learned.model.state_dict(), json.loads(json.dumps(dict(plan=plan.told(), kind='gru', width=16, layers=2, by=by.tolist(), seen=['a', 'b', 'code']))), by
+
+
+def test_forecasts_of_new_cases_are_the_chapters(made, learned, handed, tmp_path):
+    rec, plan, _ = made
+    weights, config, by = handed
+    got = M.new_cases(weights, config, folder(tmp_path/'a', rec['test']))
+    w = plan.ask(rec['test'], rec['test'].people.index, plan.usual)
+    want = M.forecast(learned, plan, w, by=by)[:, 0]
+    assert list(got) == ['visits so far', 'forecast for day', 'a', 'a low', 'a high', 'b', 'b low', 'b high'] and len(got) == len(rec['test'])
+    rows = got.loc[[str(i) for i in w.ids]]
+    np.testing.assert_allclose(rows.iloc[:, 2:], want.reshape(len(w), -1), atol=1e-3)
+    np.testing.assert_allclose(rows['forecast for day'], w.at + plan.days)
+    assert plan.usual == (plan.days, 2*plan.days) and (rows['visits so far'] == rec['test'].measurements.groupby('id').time.nunique().to_numpy()).all()
+
+
+def test_what_cannot_be_said_of_a_new_case_stays_empty(handed, tmp_path):
+    weights, config, _ = handed
+    rows = [('once', 3, 'a', 100.), ('no_b', 0, 'a', 99.), ('no_b', 50, 'a', 101.), ('both', 0, 'a', 99.), ('both', 9, 'b', 5.), ('both', 9, 'code', 1.), ('both', 80, 'code', 1.)]
+    got = M.new_cases(weights, config, folder(tmp_path/'a', records(rows)))
+    assert got['visits so far'].to_dict() == dict(once=1, no_b=2, both=2) and got.loc['once'].drop('visits so far').isna().all()
+    assert got.loc['no_b'].notna().tolist() == [True]*5 + [False]*3 and got.loc['both'].notna().all()
+    assert got['forecast for day']['both'] == 9 + config['plan']['days']
+    with pytest.raises(DataError, match='once has 1 visits with a or b, and nobody has more. A forecast needs 2'): M.new_cases(weights, config, folder(tmp_path/'b', records(rows[:1])))
+
+
+def test_new_cases_that_do_not_fit_the_training_are_refused(made, handed, tmp_path):
+    test, (weights, config, _) = made[0]['test'], handed
+    m = test.measurements
+    with pytest.raises(DataError, match="unit: not in training, .* rows: id 0: variable 'c' is not known"):
+        M.new_cases(weights, config, folder(tmp_path/'unit', test, variable=m.variable.replace('b', 'c')))
+    for n, k in enumerate((.1333, 7.5)):
+        with pytest.raises(DataError, match='a is .* in the middle, in training .* another unit'):
+            M.new_cases(weights, config, folder(tmp_path/f'{n}', test, value=m.value.where(m.variable != 'a', k*m.value)))
 
 
 # Before and after
