@@ -202,16 +202,19 @@ class Windows:
     @property
     def last(self)->np.ndarray: return self.values[np.arange(len(self)), self.lengths - 1]
 
+def _refuse_others(records, known):
+    "Variables that training did not have, by name and id"
+    m = records.measurements
+    new = ~m.variable.isin(known)
+    if new.any(): raise unknown_name(f'{records.name}: not in training, {new.sum()} rows: id {m.id[new].iloc[0]}: variable', str(m.variable[new].iloc[0]), list(known))
+
 def visit_table(records:Records, # of any source
                 variables, # names, in the order of the columns
                 unknown:str='drop', # other variables: "drop" or "refuse"
                )->pd.DataFrame: # index id and time, sorted; nan where not measured
     "A row a visit, a column a variable"
-    m = records.measurements
-    new = ~m.variable.isin(variables)
-    if new.any() and unknown != 'drop':
-        raise unknown_name(f'{records.name}: not in training, {new.sum()} rows: id {m.id[new].iloc[0]}: variable', str(m.variable[new].iloc[0]), list(variables))
-    m = m[~new]
+    if unknown != 'drop': _refuse_others(records, variables)
+    m = records.measurements[records.measurements.variable.isin(variables)]
     bad = ~np.isfinite(pd.to_numeric(m.value, errors='coerce'))
     if bad.any(): raise DataError(f'{records.name}: {m.variable[bad].iloc[0]} of {m.id[bad].iloc[0]} is {str(m.value[bad].iloc[0])!r}, not a number ({bad.sum()} such rows). Leave these rows out.')
     return m.pivot(index=['id', 'time'], columns='variable', values='value').reindex(columns=list(variables)).sort_index().astype(float)
@@ -246,8 +249,7 @@ def like_training(records:Records, # new ones
                  )->Records: # the same
     "New records that a model may be asked about, or the reason why not"
     m = records.measurements
-    new = np.zeros(len(m), bool) if seen is None else (~m.variable.isin(seen)).to_numpy()
-    if new.any(): raise unknown_name(f'{records.name}: not in training, {new.sum()} rows: id {m.id[new].iloc[0]}: variable', str(m.variable[new].iloc[0]), list(seen))
+    if seen is not None: _refuse_others(records, seen)
     for name,(low,high) in ends.items():
         middle = m.value[m.variable == name].median()
         if middle < low - abs(low)/5 or middle > high + abs(high)/5:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['half_name', 'heading', 'checked_heading', 'halves_of', 'long_table', 'holds_traces', 'Rows', 'numbers_in',
-           'kept_records', 'wide_table', 'ucr_table']
+           'kept_records', 'columns_named', 'wide_table', 'ucr_table']
 
 # %% ../../nbs/data/25_samples.ipynb #138e6963
 import re
@@ -157,6 +157,13 @@ def _samples(head, known, path):
     used_ = {c for v in groups.values() for _,c in v}
     return {k: [c for _,c in v] for k,v in groups.items()},[c for c in rest if c not in used_]
 
+def columns_named(names:dict, # id, label, patient, split -> column, as a reader says it
+                  head, # columns that are there
+                 )->dict: # the same -> column as it is written there, None where it is not
+    "Columns by name, in whatever case"
+    low = {c.lower(): c for c in reversed(head)}
+    return {k: c if c in head else low.get(c.lower()) for k,c in names.items()}
+
 def wide_table(path:Path, # of a table with a heading
                names:dict, # id, label, patient, split -> column
                drop:bool=False, # see `kept_records`
@@ -166,8 +173,7 @@ def wide_table(path:Path, # of a table with a heading
     head = checked_heading(path)
     do = 'Give a table with a heading, id, label, 0, 1, 2, ..., and a row a record.'
     if _numeric(head): raise DataError(f'{path} has no heading: its first row holds numbers. Write one above: id,label,0,1,2,...; or call the files NAME_TRAIN.tsv and NAME_TEST.tsv, with the label in the first column.')
-    low = {c.lower(): c for c in reversed(head)}
-    real = {k: c if c in head else low.get(c.lower()) for k,c in names.items()}
+    real = columns_named(names, head)
     if labelled and not real['label']: raise DataError(f'{path} has no column {names["label"]}; it has {", ".join(head[:8])}{" ..."*(len(head) > 8)}. Say in {path.stem}.toml which one holds the label: label = "NAME".')
     columns,idle = _samples(head, set(real.values()), path)
     every = [c for v in columns.values() for c in v]

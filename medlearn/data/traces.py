@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np,pandas as pd
 from .large import text_pieces
 from .records import not_known,text_table,which_is_yes
-from .samples import checked_heading,half_name,halves_of,heading,kept_records,long_table,numbers_in,Rows,ucr_table,wide_table
+from .samples import checked_heading,columns_named,half_name,halves_of,heading,kept_records,long_table,numbers_in,Rows,ucr_table,wide_table
 from .signals import Signals
 from .splits import duplicates,split_by_group,tied,twins
 from .tracings import faults
@@ -69,8 +69,7 @@ def _joined(found, path, names):
     "Records with the rows of labels.csv"
     file = path.parent/'labels.csv'
     cases = text_table(file, [], 'A long table has its labels beside it: id, label, and patient and split where they are known.', lower=False)
-    low = {c.lower(): c for c in reversed(cases.columns)}
-    real = {k: c if c in cases else low.get(c.lower()) for k,c in names.items()}
+    real = columns_named(names, list(cases.columns))
     for k in ('id', 'label'):
         if not real[k]: raise DataError(f'{file} has no column {names[k]}; it has {", ".join(cases.columns)}.')
     cases = pd.DataFrame({k: cases[c] for k,c in real.items() if c}, cases.index)
