@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 import medlearn
 from . import catalog,runner
-from .code import code_of
+from .code import code_of,through
 
 # %% ../../nbs/kit/08_figures.ipynb #6339152d
 FORMAT = 1
@@ -82,7 +82,8 @@ def changed(run:dict, # of a record
            )->list: # "chapter", or modules as "part/topic", whose code is another now
     "What has changed since a run was measured"
     now = code_of(path, home)
-    return [k for k in dict.fromkeys([*now, *run['code']]) if now.get(k) != run['code'].get(k)]
+    keys = dict.fromkeys([*now, *run['code']])
+    return [k for k in keys if k not in through and now.get(k) != run['code'].get(k)]
 
 # %% ../../nbs/kit/08_figures.ipynb #066aadde
 def _number(values, digits, lows=(), highs=()):
