@@ -235,7 +235,7 @@ def test_what_is_to_be_measured_is_a_literal(name):
 def test_a_chapter_that_trains_names_where_answers_enter(name):
     "Where networks or models are fitted, `answers` marks what they are told"
     part = name.split('/')[0]
-    if part in ('foundations', 'imaging', 'sequences'): assert any(c.calls('answers') for c in code(name)) or name in NO_ANSWERS, name
+    if part in ('foundations', 'imaging', 'sequences', 'molecules'): assert any(c.calls('answers') for c in code(name)) or name in NO_ANSWERS, name
 
 
 NO_ANSWERS = {'foundations/agreement', 'foundations/tiles'} # nothing is trained
