@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['fingerprints', 'descriptors', 'similarity', 'draw_molecules']
 
-# %% ../../nbs/data/32_fingerprints.ipynb #4ae8ce68
+# %% ../../nbs/data/32_fingerprints.ipynb #dffe35e6
 import io,os
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from rdkit.Chem import Descriptors,rdFingerprintGenerator,rdMolDescriptors
 from .compounds import mol_of
 from ..kit.cards import DataError
 
-# %% ../../nbs/data/32_fingerprints.ipynb #f4bb5b1a
+# %% ../../nbs/data/32_fingerprints.ipynb #1deaa2f2
 #@title Morgan fingerprints
 _cores = min(2, os.cpu_count() or 1)
 def _mols(smiles):
@@ -47,7 +47,7 @@ def fingerprints(smiles, # shape (n,)
     if kind not in ('count', 'bit'): raise DataError(f'kind is {kind!r}: it is "count" or "bit".')
     return _morgan([*map(str, smiles)], kind, radius, bits)
 
-# %% ../../nbs/data/32_fingerprints.ipynb #1b544ef2
+# %% ../../nbs/data/32_fingerprints.ipynb #d9cd9478
 #@title Descriptors
 _names = [n for n,_ in Descriptors.descList if n != 'Ipc'] # Ipc grows beyond any number; AvgIpc says the same
 def _described(smiles):
@@ -60,7 +60,7 @@ def descriptors(smiles # shape (n,)
     x = np.nan_to_num(_in_parts(_described, smiles, 1000), nan=0., posinf=0., neginf=0.)
     return pd.DataFrame(np.clip(x, -1e6, 1e6).astype(np.float32), columns=_names)
 
-# %% ../../nbs/data/32_fingerprints.ipynb #17e13f55
+# %% ../../nbs/data/32_fingerprints.ipynb #4f723e5f
 #@title How alike
 def similarity(a, # SMILES, or fingerprints from `fingerprints`, shape (n, bits)
                b, # the same kind, m of them
@@ -72,7 +72,7 @@ def similarity(a, # SMILES, or fingerprints from `fingerprints`, shape (n, bits)
     every = a.sum(1)[:, None] + b.sum(1) - both
     return np.divide(both, every, out=np.zeros_like(both), where=every > 0)
 
-# %% ../../nbs/data/32_fingerprints.ipynb #44b6b419
+# %% ../../nbs/data/32_fingerprints.ipynb #bc491361
 #@title Drawings
 def _coloured(weights, top):
     "Colour and size of the disc of each atom: orange above 0, blue below"
@@ -99,7 +99,7 @@ def draw_molecules(smiles, # shape (n,)
         ax.axis('off')
         if i >= len(mols): continue
         d = rdMolDraw2D.MolDraw2DCairo(int(size[0]*150), int((size[1] - .3)*150))
-        d.drawOptions().bondLineWidth = 1.5
+        d.drawOptions().bondLineWidth,d.drawOptions().fixedBondLength = 1.5,36
         if weights is not None: d.drawOptions().useBWAtomPalette()
         colour,radius = _coloured(weights[i], top) if weights is not None else ({}, {})
         rdMolDraw2D.PrepareAndDrawMolecule(d, mols[i], highlightAtoms=[*colour], highlightAtomColors=colour, highlightAtomRadii=radius, highlightBonds=[])

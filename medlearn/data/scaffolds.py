@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['scaffold_of', 'split_whole', 'split_by_scaffold', 'clusters', 'split_by_structure', 'split_at_random',
-           'nearest_similarity']
+           'closest_similarity']
 
-# %% ../../nbs/data/35_scaffolds.ipynb #ecd62d8e
+# %% ../../nbs/data/35_scaffolds.ipynb #4aca5e7d
 import math
 import numpy as np
 import pandas as pd
@@ -16,14 +16,14 @@ from .fingerprints import fingerprints,similarity
 from ..kit.cards import DataError
 from ..kit.chapter import sabotage
 
-# %% ../../nbs/data/35_scaffolds.ipynb #97558f74
+# %% ../../nbs/data/35_scaffolds.ipynb #0040f0d6
 #@title Rings and what joins them
 def scaffold_of(smiles:str # of one molecule
                )->str: # SMILES; '' where there is no ring
     "Bemis and Murcko's scaffold: the rings and the chains between them"
     return MurckoScaffold.MurckoScaffoldSmiles(mol=mol_of(smiles), includeChirality=False)
 
-# %% ../../nbs/data/35_scaffolds.ipynb #76d88f98
+# %% ../../nbs/data/35_scaffolds.ipynb #733aed60
 #@title Whole groups on one side
 def split_whole(groups, # of each molecule, shape (n,)
                 seed:int=0, # of the order of the groups
@@ -50,7 +50,7 @@ def split_by_scaffold(smiles, # canonical, shape (n,)
     "No scaffold on two sides; molecules without a ring count as one scaffold, as in MoleculeNet"
     return split_whole([scaffold_of(s) for s in smiles], seed, shares)
 
-# %% ../../nbs/data/35_scaffolds.ipynb #65959b09
+# %% ../../nbs/data/35_scaffolds.ipynb #d1669304
 #@title Nothing alike on two sides
 def clusters(smiles, # canonical, shape (n,)
              cutoff:float=.5, # similarity from which two molecules belong together
@@ -82,7 +82,7 @@ def split_at_random(n:int, # molecules
     "Each molecule for itself, whatever its neighbours"
     return split_whole(np.arange(n), seed, shares)
 
-def nearest_similarity(test, # SMILES, shape (n,)
+def closest_similarity(test, # SMILES, shape (n,)
                        train, # SMILES, shape (m,)
                       )->np.ndarray: # 0 to 1, shape (n,)
     "How alike the most similar training molecule is to each test molecule"
