@@ -6,7 +6,7 @@
 __all__ = ['IUPAC', 'read_fasta', 'clean_dna', 'one_hot_dna', 'reverse_complement', 'kmers', 'same_dna', 'groups_by_likeness',
            'Dna', 'check_dna', 'made_dna', 'dna_from', 'oct4_mafk', 'mpsa_brca2', 'splice_junctions']
 
-# %% ../../nbs/data/33_genomes.ipynb #88c19f80
+# %% ../../nbs/data/33_genomes.ipynb #eebc9f00
 import gzip,io,re
 from collections import Counter
 from dataclasses import dataclass,replace
@@ -16,7 +16,7 @@ from .splits import check_leak,split_by_group,Splits,tied
 from ..kit.cards import DataError,digest_of,unknown_name
 from ..kit.fetch import fetch,read_member,used
 
-# %% ../../nbs/data/33_genomes.ipynb #4b86d4a0
+# %% ../../nbs/data/33_genomes.ipynb #79593c0f
 IUPAC = dict(A='A', C='C', G='G', T='T', R='AG', Y='CT', S='CG', W='AT', K='GT', M='AC', B='CGT', D='AGT', H='ACT', V='ACG', N='ACGT')
 _complement = str.maketrans('ACGTRYSWKMBDHVN', 'TGCAYRSWMKVHDBN')
 _shares = np.zeros((256, 4), np.float32)
@@ -43,7 +43,7 @@ def _records(text, path):
     if len(lone := df[df.sequence == '']): raise DataError(f'{path}: line {lone.line.iloc[0]}, {lone["name"].iloc[0]!r}: no letter follows ({len(lone)} such records). Take them out.')
     return df
 
-# %% ../../nbs/data/33_genomes.ipynb #6d7bb0d8
+# %% ../../nbs/data/33_genomes.ipynb #ba13ed2e
 def clean_dna(sequences, # str, shape (n,)
               names=None, # of each, for messages; default: row 0, row 1, ...
               of:str='the sequences', # where they come from, for messages
@@ -82,14 +82,14 @@ def clean_dna(sequences, # str, shape (n,)
         said.append(f'Lengths from {sizes.min()} to {sizes.max()}: {"cut to the middle" if lengths == "crop" else "filled with N to"} {n}.')
     return np.array(seqs, object),said
 
-# %% ../../nbs/data/33_genomes.ipynb #d21ece31
+# %% ../../nbs/data/33_genomes.ipynb #3d4e970d
 def one_hot_dna(sequences # capitals, all of one length
                )->np.ndarray: # float32, shape (n, 4, length): rows A, C, G, T, which sum to 1 at each position
     "Bases as four rows; IUPAC codes as shares"
     codes = np.frombuffer(''.join(sequences).encode('ascii'), np.uint8).reshape(len(sequences), -1)
     return np.ascontiguousarray(_shares[codes].transpose(0, 2, 1))
 
-# %% ../../nbs/data/33_genomes.ipynb #14fca8b7
+# %% ../../nbs/data/33_genomes.ipynb #1e8da648
 def reverse_complement(x # a sequence; several; or their one-hot numbers, shape (..., 4, length), NumPy or PyTorch
                       ): # the same kind, of the other strand
     "The other strand"
@@ -98,7 +98,7 @@ def reverse_complement(x # a sequence; several; or their one-hot numbers, shape 
     if isinstance(x, np.ndarray) and x.dtype != object and x.dtype.kind in 'fiub': return x[..., ::-1, ::-1].copy()
     return np.array([s.translate(_complement)[::-1] for s in x], object)
 
-# %% ../../nbs/data/33_genomes.ipynb #cc3b79a5
+# %% ../../nbs/data/33_genomes.ipynb #fd509805
 def kmers(sequences, # capitals, of any lengths
           k:int=5, # letters in a word
           both:bool=True, # count a word and its reverse complement as one
@@ -124,7 +124,7 @@ def _all_words(k, both):
     codes,power = np.arange(4**k),4**np.arange(k)
     return np.unique(np.minimum(codes, (3 - codes[:, None]//power[::-1]%4)@power)) if both else codes
 
-# %% ../../nbs/data/33_genomes.ipynb #cdcfdc86
+# %% ../../nbs/data/33_genomes.ipynb #0dedbae8
 def same_dna(sequences # capitals, shape (n,)
             )->np.ndarray: # number of each, shape (n,): equal DNA, equal number
     "Which sequences are the same, read on either strand"
@@ -146,7 +146,7 @@ def groups_by_likeness(sequences, # capitals
     alike = connected_components(coo_array((np.ones(near.sum()), (pairs.row[near], pairs.col[near])), shape=(n, n)), directed=False)[1]
     return tied(same_dna(sequences), alike)
 
-# %% ../../nbs/data/33_genomes.ipynb #9b9b73b7
+# %% ../../nbs/data/33_genomes.ipynb #c00bc21f
 @dataclass(frozen=True, eq=False)
 class Dna(Splits):
     "Sequences of DNA with labels or values, groups and a split"
@@ -187,7 +187,7 @@ def check_dna(data:Dna # as read
     check_leak(data.split[many], data.groups[many])
     return data
 
-# %% ../../nbs/data/33_genomes.ipynb #7313b60d
+# %% ../../nbs/data/33_genomes.ipynb #8cf9533a
 def made_dna(name:str, # of the set
              sequences, # as read
              labels, # texts, numbers or None
@@ -218,7 +218,7 @@ def made_dna(name:str, # of the set
     if split is None: split = split_by_group(groups, y if classes else np.unique(np.quantile(y, (.25, .5, .75))).searchsorted(y), fractions, seed)
     return check_dna(Dna(name, seqs, y, classes, np.asarray(split).astype('<U5'), groups, table.reset_index(drop=True), tuple(said)))
 
-# %% ../../nbs/data/33_genomes.ipynb #84af6d3c
+# %% ../../nbs/data/33_genomes.ipynb #b09f49ff
 _named_splits = dict(train='train', training='train', valid='valid', val='valid', validation='valid', test='test', testing='test')
 def _csv(path):
     try: df = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, sep='\t' if '.tsv' in Path(path).name else ',', encoding='utf-8-sig')
