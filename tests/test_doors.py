@@ -94,8 +94,26 @@ def record(at):
     wfdb.wrann('r1', 'atr', np.array([100, 500, 900]), np.array(['N', 'V', 'N']), fs=360, write_dir=str(at))
     return at/'r1'
 
+def molecules(at):
+    pytest.importorskip('rdkit')
+    pd.DataFrame(dict(smiles=[f'{"C"*i}O' for i in range(1, 9)], active=[0, 1]*4)).to_csv(at, index=False)
+    return at
+
+def dna(at):
+    at.mkdir()
+    letters = rng.choice(list('ACGT'), (2, 12, 60))
+    for name,rows in zip(('pos', 'neg'), letters): (at/f'{name}.fa').write_text(''.join(f'>{name}{i}\n{"".join(r)}\n' for i,r in enumerate(rows)))
+    return at
+
+def profiles(at):
+    x = pd.DataFrame(rng.normal(8, 2, (20, 12)).round(3), columns=[f'GENE{i}' for i in range(12)])
+    x.insert(0, 'label', ['a', 'b']*10)
+    x.T.rename_axis('gene').rename(columns=lambda i: f's{i}').to_csv(at, sep='\t')
+    return at
+
 made = {'images': lambda p: medmnist(p/'a.npz'), 'mask_folder': lambda p: pairs(p/'m'), 'volumes': lambda p: volumes(p/'v'), 'voc': lambda p: voc(p/'voc'),
-        'coco': lambda p: coco(p/'coco'), 'records': lambda p: records(p/'rec'), 'reports': lambda p: reports(p/'rep.csv'), 'entities': lambda p: entities(p/'ner'), 'joint': lambda p: joint(p/'j'), 'traces': lambda p: traces(p/'t.csv'), 'wfdb': lambda p: record(p/'w')}
+        'coco': lambda p: coco(p/'coco'), 'records': lambda p: records(p/'rec'), 'reports': lambda p: reports(p/'rep.csv'), 'entities': lambda p: entities(p/'ner'), 'joint': lambda p: joint(p/'j'), 'traces': lambda p: traces(p/'t.csv'), 'wfdb': lambda p: record(p/'w'),
+        'molecules': lambda p: molecules(p/'m.csv'), 'dna': lambda p: dna(p/'fa'), 'profiles': lambda p: profiles(p/'e.tsv')}
 
 @pytest.mark.parametrize('kind', made)
 def test_each_kind_is_known_read_and_counted(tmp_path, kind):
@@ -106,7 +124,8 @@ def test_each_kind_is_known_read_and_counted(tmp_path, kind):
     assert found['this is'] == D.kinds[kind].what and str(at) in found['chapters that take it'] and found['read by'].startswith('medlearn.data.')
     want = dict(images=('splits', 'train 8, valid 8, test 8'), mask_folder=('pictures', '8 of 16×16'), volumes=('pictures', '6 of 6×8×8'), voc=('boxes', 'cell 6; 0 pictures without'),
                 coco=('boxes', 'cell 6; 0 pictures without'), records=('outcomes', 'lived 6 (50%), died 6 (50%)'), reports=('classes', 'a 6, b 6'),
-                entities=('entities', 'Disease 3'), traces=('patients', '20'), joint=('modalities', 'ct 8×8, table 1'), wfdb=('beats', 'N 2, V 1'))[kind]
+                entities=('entities', 'Disease 3'), traces=('patients', '20'), joint=('modalities', 'ct 8×8, table 1'), wfdb=('beats', 'N 2, V 1'),
+                molecules=('active', '1 in 4 of 8 (50.0%)'), dna=('labels', 'neg 12, pos 12'), profiles=('samples', '20'))[kind]
     assert found[want[0]] == want[1]
 
 def test_volumes_in_the_layout_of_medmnist_go_elsewhere(tmp_path):

@@ -7,7 +7,7 @@ __all__ = ['kinds', 'Kind', 'kind_of', 'options', 'said_of', 'images_from', 'sca
            'signals_from', 'reports_from', 'takers', 'NotRead', 'check']
 
 # %% ../../nbs/data/37_doors.ipynb #39a0ffba
-import csv,inspect,re,tomllib,warnings
+import csv,gzip,inspect,re,tomllib,warnings
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -49,7 +49,10 @@ kinds = dict(
     wfdb_folder=Kind('a folder of WFDB records with labelled beats', 'studies:read_wfdb_folder'),
     traces=Kind('a table of signals, a row a recording or a row a sample', 'traces:read_traces'),
     table=Kind('a table, a row a patient, with a label column', 'records:read_table'),
-    joint=Kind('pictures and a table, joined by id', 'joint:read_joint'))
+    joint=Kind('pictures and a table, joined by id', 'joint:read_joint'),
+    molecules=Kind('molecules as SMILES, with what was measured of them', 'molecules:read_molecules'),
+    dna=Kind('sequences of DNA, with labels or values', 'genomes:dna_from'),
+    profiles=Kind('expression of genes, with a label for each sample', 'profiles:read_profiles'))
 
 def _read_by(kind):
     "The function that reads a kind"
@@ -59,20 +62,29 @@ def _read_by(kind):
 
 def _pair(p): return next((n for n in (('imagesTr', 'labelsTr'), ('images', 'labels'), ('images', 'masks')) if all((p/x).is_dir() for x in n)), None)
 
-def _has_text(p):
-    "Does a table name a column of texts? What is not a table with a header, the reader of reports refuses"
-    with open(p, encoding='utf-8', errors='replace', newline='') as f: head = [c.strip().lower() for c in next(csv.reader([f.readline()]), [])]
-    return 'text' in head or len(head) < 2
+def _of_table(p):
+    "Kind of a table, by its heading; what is not a table with a heading, the reader of reports refuses"
+    opened = gzip.open if p.suffix == '.gz' else open
+    with opened(p, 'rt', encoding='utf-8-sig', errors='replace', newline='') as f: line = f.readline()
+    head = [c.strip() for c in next(csv.reader([line], delimiter=max(',;\t', key=line.count)), [])]
+    low = {c.lower() for c in head}
+    if low & {'smiles', 'canonical_smiles'}: return 'molecules'
+    if 'sequence' in low: return 'dna'
+    if head and head[0].lower() in ('gene', 'genes', 'symbol', 'gene_symbol') or len(head) > 100: return 'profiles'
+    return 'reports' if 'text' in low or len(head) < 2 else 'table'
 
 def _in_file(p):
     "Kind of a file"
+    end = (p.with_suffix('') if p.suffix.lower() == '.gz' else p).suffix.lower()
+    if end in ('.fa', '.fasta', '.fna'): return 'dna'
+    if end in ('.csv', '.tsv', '.txt') and (kind := _of_table(p)) in ('molecules', 'dna', 'profiles'): return kind
     end = p.suffix.lower()
     if end == '.npz': return 'images' if {'train_images', 'train_labels'} & set(members(p)) else 'masks'
     if end == '.json': return 'coco'
     if end == '.hea': return 'wfdb'
-    if end in ('.csv', '.tsv', '.txt'): return 'traces' if holds_traces(p) else 'reports' if _has_text(p) else 'table'
+    if end in ('.csv', '.tsv', '.txt'): return 'traces' if holds_traces(p) else _of_table(p)
     what = 'one scan: data.scans reads it; chapters want a folder' if p.name.lower().endswith(('.nii', '.nii.gz', '.nrrd', '.dcm')) else 'a file of a kind that no chapter reads'
-    raise DataError(f'{p} is {what}. Chapters take .npz, COCO .json, .csv with id, text, label, or with a row a patient or a recording, WFDB .hea, and folders.')
+    raise DataError(f'{p} is {what}. Chapters take .npz, COCO .json, FASTA, WFDB .hea, .csv with id, text, label, with SMILES, with DNA, with genes, or with a row a patient or a recording, and folders.')
 
 def _in_folder(p):
     "Kind of a folder"
@@ -88,6 +100,7 @@ def _in_folder(p):
     if any(n.endswith(('.nii', '.nii.gz', '.nrrd')) for n in names):
         raise DataError(f'{p} holds volumes without masks. Put them into imagesTr, and their masks under the same names into labelsTr.')
     if any(is_picture(f) for f in files_below(p)): return 'pictures'
+    if {'.fa', '.fasta', '.fna'} & {s for n in names for s in Path(n).suffixes[-2:]}: return 'dna'
     raise DataError(f'{p} holds nothing that a chapter reads: {", ".join(sorted(names)[:5]) or "no files"}. Chapters read pictures with labels, pictures or volumes with masks, '
                     'boxes of COCO or VOC, images.npz with table.csv, measurements.csv with outcomes.csv, tables of MIMIC-III, PTB-XL, tables of signals, reports, tagged sentences.')
 
@@ -110,7 +123,7 @@ def options(kind:str # name in `kinds`
     from fastcore.docments import docments
     notes,rows = docments(reader, full=True),{}
     for i,(name,p) in enumerate(inspect.signature(reader).parameters.items()):
-        if i == 0 or name in ('seed', 'masks', 'labelled', 'check', 'note', 'items', 'chunk'): continue
+        if i == 0 or p.kind is p.VAR_KEYWORD or name in ('seed', 'masks', 'labelled', 'check', 'note', 'items', 'chunk'): continue
         rows[name] = dict(meaning=notes[name].docment, default='' if p.default is None else p.default, type=p.annotation)
     return pd.DataFrame(rows.values(), index=pd.Index(rows, name='option'), columns=['meaning', 'default', 'type'])
 

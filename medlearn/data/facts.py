@@ -54,6 +54,12 @@ def _of_records(d):
     if d.counts: res['while reading'] = ', '.join(f'{k} {v:,}' for k,v in d.counts.items())
     return res | {'the same record twice': _same_records(d)}
 
+def _of_dna(d):
+    n = np.bincount(d.labels, minlength=len(d.classes)) if d.classes else []
+    what = dict(labels=', '.join(f'{c} {k:,}' for c,k in zip(d.classes, n))) if d.classes else dict(values=f'{d.labels.min():.3g} to {d.labels.max():.3g}, median {np.median(d.labels):.3g}')
+    return {'sequences': f'{len(d):,} of {len(d.sequences[0])} letters'} | what | {'kept together': f'{len(set(d.groups)):,} groups of copies and relatives',
+            'splits': _splits(d.split), 'while reading': ' '.join(d.said) or 'nothing was changed'}
+
 def _of_reports(d):
     words = [len(t.split()) for t in d.text]
     y = pd.Series(list(map(str, np.asarray(d.labels).tolist())))
@@ -82,7 +88,7 @@ def facts(data # a set that a door returned
     if isinstance(data, pd.DataFrame): return Facts(data.attrs['told'])
     if hasattr(data, 'facts'): return data.facts()
     how = _of_entities if isinstance(data, dict) else _of_joint if hasattr(data, 'parts') else _of_records if hasattr(data, 'measurements') else _of_signals if hasattr(data, 'mv') \
-        else _of_reports if hasattr(data, 'text') else _of_masks
+        else _of_reports if hasattr(data, 'text') else _of_dna if hasattr(data, 'sequences') else _of_masks
     return Facts(how(data))
 
 # %% ../../nbs/data/29_facts.ipynb #d0c0bd1e
