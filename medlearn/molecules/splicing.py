@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SiteNet', 'site_set', 'fit_sites', 'read_sites', 'mutagenesis']
 
-# %% ../../nbs/molecules/07_splicing.ipynb #20addc3a
+# %% ../../nbs/molecules/07_splicing.ipynb #8b8037df
 import numpy as np,torch
 from torch import Tensor,nn
 from fastai.learner import Learner
@@ -13,7 +13,7 @@ from ..data.genomes import Dna,one_hot_dna
 from ..foundations.budget import batch_for,Budget,train_within
 from ..foundations.sequences import read_all,sequence_loaders,sequence_loss,SequenceSet
 
-# %% ../../nbs/molecules/07_splicing.ipynb #d3dacf30
+# %% ../../nbs/molecules/07_splicing.ipynb #21bbdf82
 class SiteNet(nn.Module):
     "Filters over a site; what they find at each place goes into a small dense network"
     def __init__(self,
@@ -23,16 +23,20 @@ class SiteNet(nn.Module):
                  size:int=5, # letters that a filter sees
                  layers:int=2, # of filters
                  drop:float=.1, # dropout
+                 limits:tuple=None, # of measured values: answers lie between them; None: anywhere
                 ):
         super().__init__()
-        sizes = [4] + [width]*layers
+        sizes,self.limits = [4] + [width]*layers,limits
         blocks = [nn.Sequential(nn.Conv1d(i, o, size, padding=size//2), nn.BatchNorm1d(o), nn.ReLU()) for i,o in zip(sizes, sizes[1:])]
         self.body = nn.Sequential(*blocks, nn.Flatten(), nn.Dropout(drop))
         self.head = nn.Sequential(nn.Linear(width*length, 64), nn.ReLU(), nn.Dropout(drop), nn.Linear(64, n_out))
     def forward(self, x:Tensor, # one-hot, shape (n, length, 4)
                 lengths:Tensor=None, # all the same
                )->Tensor: # shape (n, n_out)
-        return self.head(self.body(x.transpose(1, 2)))
+        z = self.head(self.body(x.transpose(1, 2)))
+        if self.limits is None: return z
+        low,high = self.limits
+        return low + (high - low)*z.sigmoid()
 
 def site_set(data:Dna, # sequences of a split
              scale:tuple=(0., 1.), # mean and spread of measured values, from the training split
@@ -64,7 +68,7 @@ def read_sites(learners:list, # trained on `site_set`s
     z = [torch.as_tensor(read_all(m, site_set(data))) for m in learners]
     return (torch.stack(z).mean(0)[:, 0]*scale[1] + scale[0]).numpy() if data.measured else torch.stack([v.softmax(1) for v in z]).mean(0).numpy()
 
-# %% ../../nbs/molecules/07_splicing.ipynb #621f3c7e
+# %% ../../nbs/molecules/07_splicing.ipynb #fe620da7
 def mutagenesis(score, # function of sequences -> numbers, shape (n,)
                 sequences, # capitals, all of one length
                )->np.ndarray: # change of the score, shape (n, 4, length); 0 for the letter that is there
