@@ -8,7 +8,7 @@ __all__ = ['PROPERTIES', 'symbols', 'Alphabet', 'writable', 'add_carbon', 'rando
            'fragment_counts', 'scaffold_counts', 'count_cosine', 'ChemNet', 'told_apart', 'MoleculeYardstick',
            'lists_table']
 
-# %% ../../nbs/foundations/20_newmolecules.ipynb #701cd8fa
+# %% ../../nbs/foundations/20_newmolecules.ipynb #a0c4c1c0
 import re,warnings
 from collections import Counter
 from functools import lru_cache
@@ -25,7 +25,7 @@ from .evaluation import auroc
 from .judging import frechet
 from ..kit.cards import DataError
 
-# %% ../../nbs/foundations/20_newmolecules.ipynb #5c90cc5d
+# %% ../../nbs/foundations/20_newmolecules.ipynb #ac6ff722
 #@title Symbols of a SMILES
 _symbol = re.compile(r'\[[^\]]*\]|Br|Cl|%\d\d|.', re.S)
 def symbols(text:str # SMILES, valid or not
@@ -33,7 +33,7 @@ def symbols(text:str # SMILES, valid or not
     "The symbols of a SMILES: what stands in square brackets is one, and so are Cl and Br"
     return _symbol.findall(text)
 
-# %% ../../nbs/foundations/20_newmolecules.ipynb #5cee3d69
+# %% ../../nbs/foundations/20_newmolecules.ipynb #e07a3636
 #@title Symbols as numbers
 class Alphabet:
     "The symbols of known molecules as numbers: 0 begins, 1 is padding, 2 ends"
@@ -64,7 +64,7 @@ class Alphabet:
             texts = [selfies.decoder(t) for t in texts]
         return np.array(texts, object)
 
-# %% ../../nbs/foundations/20_newmolecules.ipynb #2c758ecc
+# %% ../../nbs/foundations/20_newmolecules.ipynb #8c2e920b
 #@title Molecules that can be learned to write
 def writable(data:Molecules, # any
              longest:int=70, # symbols at most
@@ -90,7 +90,7 @@ def _flat(smiles):
     Chem.RemoveStereochemistry(mol)
     return Chem.MolToSmiles(mol)
 
-# %% ../../nbs/foundations/20_newmolecules.ipynb #4cee5dd2
+# %% ../../nbs/foundations/20_newmolecules.ipynb #d7abc440
 #@title Two programs that have learned nothing
 def add_carbon(known, # SMILES, shape (m,)
                n:int, # how many are wanted
@@ -119,7 +119,7 @@ def random_selfies(known, # SMILES, shape (m,)
         if new is not None: res.append(new)
     return np.array(res, object)
 
-# %% ../../nbs/foundations/20_newmolecules.ipynb #a78289b8
+# %% ../../nbs/foundations/20_newmolecules.ipynb #28f5aed1
 #@title Valid, unique, novel
 def read_back(texts # that were written, shape (n,)
              )->np.ndarray: # canonical SMILES, shape (n,); None where a text is no molecule
@@ -140,7 +140,7 @@ def novel_share(molecules, # canonical SMILES, shape (n,)
     found = set(molecules) - {None}
     return len(found - set(known))/len(found) if found else np.nan
 
-# %% ../../nbs/foundations/20_newmolecules.ipynb #be7fe21a
+# %% ../../nbs/foundations/20_newmolecules.ipynb #d399c920
 #@title Similarity: nearest neighbour and diversity
 def morgan_bits(molecules # SMILES, shape (n,)
                )->np.ndarray: # float32 of 0 and 1, shape (n, 1024)
@@ -167,7 +167,7 @@ def internal_diversity(a:np.ndarray, # fingerprints, shape (n, bits)
     total = sum(float((similarity(a[i:i+1000], a)**p).sum(dtype=float)) for i in range(0, len(a), 1000))
     return 1 - (total/len(a)**2)**(1/p)
 
-# %% ../../nbs/foundations/20_newmolecules.ipynb #63f1bc38
+# %% ../../nbs/foundations/20_newmolecules.ipynb #10036e6f
 #@title Properties
 PROPERTIES = 'logP', 'SA', 'QED', 'weight'
 def drug_properties(molecules # SMILES, shape (n,)
@@ -181,7 +181,7 @@ def _four(smiles):
     with rdBase.BlockLogs(): m = Chem.MolFromSmiles(smiles)
     return Crippen.MolLogP(m),sascorer.calculateScore(m),QED.qed(m),Descriptors.MolWt(m)
 
-# %% ../../nbs/foundations/20_newmolecules.ipynb #259c016f
+# %% ../../nbs/foundations/20_newmolecules.ipynb #4315cfbc
 #@title Fragments and scaffolds
 def fragment_counts(molecules # SMILES, shape (n,)
                    )->Counter: # SMILES of a piece -> how often
@@ -211,7 +211,7 @@ def count_cosine(a:Counter, # of one list
     size = [np.sqrt(sum(v*v for v in c.values())) for c in (a, b)]
     return sum(n*b[k] for k,n in a.items())/(size[0]*size[1])
 
-# %% ../../nbs/foundations/20_newmolecules.ipynb #dce86bbb
+# %% ../../nbs/foundations/20_newmolecules.ipynb #19dbab34
 #@title ChemNet
 class ChemNet:
     "The last hidden layer of ChemNet (Preuer et al. 2018): 512 numbers a molecule, each computed once"
@@ -240,7 +240,7 @@ class ChemNet:
         if min(len(a), len(b)) <= 512: return np.nan
         return frechet(self(a).astype(float), self(b).astype(float))
 
-# %% ../../nbs/foundations/20_newmolecules.ipynb #1a7e01e1
+# %% ../../nbs/foundations/20_newmolecules.ipynb #7e0eec28
 #@title Can they be told apart?
 def told_apart(molecules, # SMILES, shape (n,)
                which, # bool, shape (n,): True for those of one list
@@ -252,7 +252,7 @@ def told_apart(molecules, # SMILES, shape (n,)
     model = RandomForestClassifier(trees, min_samples_leaf=2, oob_score=True, random_state=0)
     return np.nan_to_num(model.fit(x, which).oob_decision_function_[:, 1], nan=.5)
 
-# %% ../../nbs/foundations/20_newmolecules.ipynb #1ffce045
+# %% ../../nbs/foundations/20_newmolecules.ipynb #29ae2319
 #@title The yardstick: all numbers of a list
 class MoleculeYardstick:
     "Known and test molecules, and every number by which new ones are held against them"
