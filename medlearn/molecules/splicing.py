@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SiteNet', 'site_set', 'fit_sites', 'read_sites', 'mutagenesis']
 
-# %% ../../nbs/molecules/07_splicing.ipynb #8b8037df
+# %% ../../nbs/molecules/07_splicing.ipynb #1381570e
 import numpy as np,torch
 from torch import Tensor,nn
 from fastai.learner import Learner
@@ -13,7 +13,7 @@ from ..data.genomes import Dna,one_hot_dna
 from ..foundations.budget import batch_for,Budget,train_within
 from ..foundations.sequences import read_all,sequence_loaders,sequence_loss,SequenceSet
 
-# %% ../../nbs/molecules/07_splicing.ipynb #21bbdf82
+# %% ../../nbs/molecules/07_splicing.ipynb #017ebe4b
 class SiteNet(nn.Module):
     "Filters over a site; what they find at each place goes into a small dense network"
     def __init__(self,
@@ -68,7 +68,7 @@ def read_sites(learners:list, # trained on `site_set`s
     z = [torch.as_tensor(read_all(m, site_set(data))) for m in learners]
     return (torch.stack(z).mean(0)[:, 0]*scale[1] + scale[0]).numpy() if data.measured else torch.stack([v.softmax(1) for v in z]).mean(0).numpy()
 
-# %% ../../nbs/molecules/07_splicing.ipynb #fe620da7
+# %% ../../nbs/molecules/07_splicing.ipynb #1307d82a
 def mutagenesis(score, # function of sequences -> numbers, shape (n,)
                 sequences, # capitals, all of one length
                )->np.ndarray: # change of the score, shape (n, 4, length); 0 for the letter that is there
