@@ -6,7 +6,7 @@
 __all__ = ['check_classes', 'Scales', 'profile_loaders', 'explained', 'readout', 'Autoencoder', 'RecurrentAutoencoder',
            'fit_codes', 'BoltzmannMachine', 'fit_machine', 'stack_machines', 'belief_network']
 
-# %% ../../nbs/molecules/08_expression.ipynb #bde679d4
+# %% ../../nbs/molecules/08_expression.ipynb #9038f3e5
 import math
 import numpy as np,pandas as pd,torch,torch.nn.functional as F
 from torch import nn
@@ -18,7 +18,7 @@ from ..foundations.evaluation import difference,estimate
 from ..foundations.loading import TensorLoader,TensorLoaders,TensorSet
 from ..kit.cards import DataError
 
-# %% ../../nbs/molecules/08_expression.ipynb #fa1d71ed
+# %% ../../nbs/molecules/08_expression.ipynb #9817642e
 #@title Profiles as the models want them, and how they are judged
 def check_classes(data:Profiles, # before it is split
                   least:int=5, # samples of each class
@@ -79,7 +79,7 @@ def readout(z:dict, # "train", "valid", "test" -> numbers that stand for the pro
         if loss < best[0]: best = loss,p['test']
     return best[1]
 
-# %% ../../nbs/molecules/08_expression.ipynb #aaeff6c2
+# %% ../../nbs/molecules/08_expression.ipynb #489db887
 #@title Two autoencoders
 class Autoencoder(nn.Module):
     "A profile through a narrow middle and back"
@@ -125,7 +125,7 @@ def fit_codes(model:nn.Module, # with `encode` and `decode`
     model.eval()
     with torch.no_grad(): return {s: model.encode(v).numpy() for s,v in x.items()}, model(x['test']).numpy(), learn
 
-# %% ../../nbs/molecules/08_expression.ipynb #c9c40731
+# %% ../../nbs/molecules/08_expression.ipynb #4260e500
 #@title The machine, and its training
 class BoltzmannMachine(nn.Module):
     "Restricted Boltzmann machine of units that are on or off"
@@ -140,11 +140,12 @@ class BoltzmannMachine(nn.Module):
     def hidden(self, v): return torch.sigmoid(v@self.W + self.b)
     def visible(self, h): return torch.sigmoid(h@self.W.T + self.a)
     def free_energy(self, v): return -v@self.a - F.softplus(v@self.W + self.b).sum(-1)
-    def contrast(self, v, steps=1):
-        "Slopes of the weights and biases by contrastive divergence, for a step that lowers"
+    def contrast(self, v, steps=1, on_off=False):
+        "Slopes of the weights and biases by contrastive divergence, for a step that lowers; visible units are dreamed as probabilities, or on and off"
         first = h = self.hidden(v)
         for _ in range(steps):
             dream = self.visible(torch.bernoulli(h))
+            if on_off: dream = torch.bernoulli(dream)
             h = self.hidden(dream)
         self.W.grad,self.a.grad,self.b.grad = -(v.T@first - dream.T@h)/len(v), -(v - dream).mean(0), -(first - h).mean(0)
     encode,decode = hidden,visible
