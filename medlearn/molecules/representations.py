@@ -6,7 +6,7 @@
 __all__ = ['smiles_letters', 'written_anew', 'Signs', 'TextConv', 'heard_loss', 'drawings', 'loaders_of', 'graph_of', 'GraphSet',
            'GraphLoader', 'MessageNet', 'graph_probabilities']
 
-# %% ../../nbs/molecules/02_representations.ipynb #be9009a0
+# %% ../../nbs/molecules/02_representations.ipynb #65e6b28b
 import io,re
 import numpy as np,torch,torch.nn.functional as F
 from torch import nn,Tensor
@@ -19,7 +19,7 @@ from ..foundations.loading import TensorLoader,TensorLoaders,TensorSet
 from ..foundations.sequences import real_steps
 from ..kit.cards import DataError
 
-# %% ../../nbs/molecules/02_representations.ipynb #c39a8ca2
+# %% ../../nbs/molecules/02_representations.ipynb #a86dd7f4
 _piece = re.compile(r'\[[^\]]+\]|Br|Cl|%\d\d|.')
 def smiles_letters(smiles:str # of one molecule
                   )->list: # of texts
@@ -45,7 +45,7 @@ class Signs:
         for i,r in enumerate(rows): x[i, :len(r)] = r
         return x,sizes
 
-# %% ../../nbs/molecules/02_representations.ipynb #b2435138
+# %% ../../nbs/molecules/02_representations.ipynb #0df6231e
 class TextConv(nn.Module):
     "Convolutions along a text, as the body of a `SequenceNet`; padding stays at 0"
     def __init__(self,
@@ -70,7 +70,7 @@ def heard_loss(z:Tensor, # raw output, shape (n, questions)
     asked = ~y.isnan()
     return F.binary_cross_entropy_with_logits(z[asked], y[asked]) if asked.any() else z.sum()*0
 
-# %% ../../nbs/molecules/02_representations.ipynb #d1dcc735
+# %% ../../nbs/molecules/02_representations.ipynb #25f9727e
 def drawings(smiles, # shape (n,)
              side:int=64, # pixels
             )->np.ndarray: # float32, ink from 0 to 1, shape (n, side, side)
@@ -102,7 +102,7 @@ def loaders_of(x:Tensor, # all molecules, shape (n, ...)
     sets = [TensorSet(x[at].to(device), y[at].to(device), kind='multi', split_idx=i) for i,at in enumerate(parts)]
     return TensorLoaders(TensorLoader(sets[0], bs, True, [changes] if changes else None), TensorLoader(sets[1], 4*bs), device=device)
 
-# %% ../../nbs/molecules/02_representations.ipynb #9adf9210
+# %% ../../nbs/molecules/02_representations.ipynb #d63739e6
 #@title Atoms and bonds as numbers, and batches of graphs
 _elements = 'C N O S F Cl Br I P'.split()
 def _one_of(v, choices): return [float(v == c) for c in choices] + [float(v not in choices)]
@@ -155,7 +155,7 @@ class GraphLoader(TensorLoader):
         super().__init__(dataset, bs, shuffle, **kw)
         self._n_inp = 5
 
-# %% ../../nbs/molecules/02_representations.ipynb #10811067
+# %% ../../nbs/molecules/02_representations.ipynb #c3967ce0
 #@title The network
 class MessageNet(nn.Module):
     "Message passing over bonds, then the mean and the largest of the atoms"
