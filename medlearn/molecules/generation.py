@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Triples', 'next_symbols', 'train_writer', 'write']
 
-# %% ../../nbs/molecules/04_generation.ipynb #0fd2cc92
+# %% ../../nbs/molecules/04_generation.ipynb #12393e27
 import math
 from collections import Counter
 import numpy as np,torch
@@ -15,7 +15,7 @@ from ..foundations.budget import Budget,train_within
 from ..foundations.newmolecules import Alphabet
 from ..foundations.sequences import SequenceSet,sequence_loaders,sequence_loss
 
-# %% ../../nbs/molecules/04_generation.ipynb #5ea31cff
+# %% ../../nbs/molecules/04_generation.ipynb #c6de7a49
 #@title Triples of symbols
 class Triples:
     "Writes each symbol by how often it follows the two before it"
@@ -29,7 +29,7 @@ class Triples:
         here = codes[:, 1:] != 1
         np.add.at(self.count, (before[here], codes[:, :-1][here], codes[:, 1:][here]), 1)
         self.count[:, :, :2] = 0
-        self.share = self.count/self.count.sum(-1, keepdims=True)
+        self.share = self.count/np.maximum(self.count.sum(-1, keepdims=True), 1e-12)
     def surprise(self, codes:np.ndarray)->np.ndarray: # minus log likelihood of each molecule, shape (n,)
         "How unlikely each molecule is, all its symbols together"
         before = np.concatenate([np.zeros_like(codes[:, :1]), codes[:, :-2]], 1)
@@ -47,7 +47,7 @@ class Triples:
             rows[rows[:, t - 1] == 2, t] = 2
         return rows[:, 2:]
 
-# %% ../../nbs/molecules/04_generation.ipynb #f4ee3247
+# %% ../../nbs/molecules/04_generation.ipynb #2379fa6d
 #@title Pairs to learn from, and the training
 def next_symbols(codes:np.ndarray, # from `Alphabet.encode`, shape (n, longest)
                  sizes:np.ndarray, # symbols of each, shape (n,)
@@ -71,7 +71,7 @@ def train_writer(net:nn.Module, # (codes, lengths) -> (n, longest, symbols), fro
     learn = Learner(dls, net.to(dls.device), loss_func=sequence_loss('tags'))
     return train_within(learn, budget, lr, watch)
 
-# %% ../../nbs/molecules/04_generation.ipynb #87e1afb2
+# %% ../../nbs/molecules/04_generation.ipynb #0286ca87
 #@title Writing
 @torch.inference_mode()
 def write(net:nn.Module, # from `sequence_net`: embedding, LSTM, head
