@@ -6,7 +6,7 @@
 __all__ = ['toxicophores', 'seen_answers', 'mean_auroc', 'TaskTrees', 'masked_loss', 'TaskNet', 'task_loaders',
            'task_probabilities', 'task_config', 'new_cases', 'folds_of', 'without_atoms', 'atom_worth', 'atoms_in']
 
-# %% ../../nbs/molecules/01_toxicity.ipynb #90df68b8
+# %% ../../nbs/molecules/01_toxicity.ipynb #71a6fbe9
 from pathlib import Path
 import numpy as np,pandas as pd,torch,torch.nn.functional as F
 from torch import nn,Tensor
@@ -24,7 +24,7 @@ from ..foundations.evaluation import auroc
 from ..foundations.loading import TensorLoader,TensorLoaders,TensorSet
 from ..kit.cards import DataError
 
-# %% ../../nbs/molecules/01_toxicity.ipynb #ab94cbfc
+# %% ../../nbs/molecules/01_toxicity.ipynb #5d81be96
 def seen_answers(y:np.ndarray # 0, 1, NaN where not measured, shape (n, tasks)
                 )->np.ndarray: # int8, the same with -1 where not measured
     "Answers for `mean_auroc`"
@@ -42,7 +42,7 @@ def mean_auroc(y:np.ndarray, # from `seen_answers`, shape (n, tasks)
     if not res: raise DataError('no task has both answers among these molecules, so nothing can be judged. Take more molecules.')
     return np.ma.masked_invalid(res).mean(0).filled(np.nan)
 
-# %% ../../nbs/molecules/01_toxicity.ipynb #3cf6aae4
+# %% ../../nbs/molecules/01_toxicity.ipynb #0cb756c4
 class TaskTrees:
     "A forest for each task, on the molecules that were measured in it: numbers, shape (n, d) -> probabilities, shape (n, tasks)"
     def __init__(self,
@@ -68,7 +68,7 @@ class TaskTrees:
             return p[:, list(m.classes_).index(1)] if 1 in m.classes_ else np.zeros(len(x))
         return np.stack([one(m) for m in self.models], 1)
 
-# %% ../../nbs/molecules/01_toxicity.ipynb #2409c3a7
+# %% ../../nbs/molecules/01_toxicity.ipynb #b9c7f0f8
 def masked_loss(z:Tensor, # raw output, shape (n, tasks)
                 y:Tensor, # 0, 1, NaN where not measured, same shape
                )->Tensor: # one number; 0 where nothing was measured
@@ -76,7 +76,7 @@ def masked_loss(z:Tensor, # raw output, shape (n, tasks)
     seen = ~y.isnan()
     return F.binary_cross_entropy_with_logits(z[seen], y[seen]) if seen.any() else z.sum()*0
 
-# %% ../../nbs/molecules/01_toxicity.ipynb #b8351581
+# %% ../../nbs/molecules/01_toxicity.ipynb #83645a81
 class TaskNet(nn.Module):
     "Descriptors and counts on one scale, then a dense network with an output for each task"
     def __init__(self,
@@ -119,7 +119,7 @@ def task_probabilities(learn:Learner, # trained on `task_loaders`
     parts = torch.as_tensor(x, dtype=torch.float32).split(1000)
     return torch.cat([model(v.to(learn.dls.device)).sigmoid() for v in parts]).cpu().numpy()
 
-# %% ../../nbs/molecules/01_toxicity.ipynb #910fe7d9
+# %% ../../nbs/molecules/01_toxicity.ipynb #ac68ac72
 #@title What new molecules need, and how they are read
 def task_config(net:TaskNet, # trained
                 tasks, # names of its outputs
@@ -149,7 +149,7 @@ def new_cases(weights:dict, # name -> tensor
     res = pd.DataFrame(p, index=pd.Index(smiles, name='case'), columns=config['tasks'])
     return res.assign(**{'nearest in training': closest_similarity(smiles, config['known'])})
 
-# %% ../../nbs/molecules/01_toxicity.ipynb #0010d97b
+# %% ../../nbs/molecules/01_toxicity.ipynb #1ed3db55
 def folds_of(groups, # of each molecule, shape (n,)
              k:int=5, # parts
              seed:int=0, # of the order of the groups
@@ -162,7 +162,7 @@ def folds_of(groups, # of each molecule, shape (n,)
         load[place[g]] += size[g]
     return place[who]
 
-# %% ../../nbs/molecules/01_toxicity.ipynb #56236016
+# %% ../../nbs/molecules/01_toxicity.ipynb #782bd540
 #@title Atoms taken away one at a time; toxicophores to plant
 toxicophores = {'aromatic nitro': 'c[N+](=O)[O-]', 'aromatic amine': 'c[NX3;H2]', 'nitroso': '[NX3][NX2]=O', 'aliphatic halide': '[CX4][Cl,Br,I]',
                 'epoxide or aziridine': 'C1[O,N]C1', 'azo': 'cN=Nc', 'carboxylic acid': 'C(=O)[OX2H]'}
