@@ -58,7 +58,8 @@ def _read_by(kind):
     "The function that reads a kind"
     if callable(kind.reader): return kind.reader
     module,_,name = kind.reader.partition(':')
-    return getattr(import_module(f'medlearn.data.{module}'), name)
+    try: return getattr(import_module(f'medlearn.data.{module}'), name)
+    except ModuleNotFoundError as e: raise DataError(f'{kind.what[0].upper()}{kind.what[1:]}: reading them needs {e.name}, which is not installed. Install medlearn with its extra molecules.') from e
 
 def _pair(p): return next((n for n in (('imagesTr', 'labelsTr'), ('images', 'labels'), ('images', 'masks')) if all((p/x).is_dir() for x in n)), None)
 
