@@ -6,7 +6,7 @@
 __all__ = ['words_model', 'MotifNet', 'EitherStrand', 'dna_set', 'fit_motifs', 'filter_motifs', 'draw_logo', 'likeness_to',
            'planted', 'new_cases']
 
-# %% ../../nbs/molecules/06_genes.ipynb #8407de3d
+# %% ../../nbs/molecules/06_genes.ipynb #324ff6d9
 from types import SimpleNamespace
 import numpy as np,pandas as pd,torch
 from pathlib import Path
@@ -20,7 +20,7 @@ from ..foundations.sequences import probabilities,read_all,sequence_loaders,sequ
 from ..kit.cards import DataError
 from ..kit.plots import own_axes
 
-# %% ../../nbs/molecules/06_genes.ipynb #9500b6d6
+# %% ../../nbs/molecules/06_genes.ipynb #6c9508f7
 def words_model(train:Dna, # to learn from
                 valid:Dna, # to choose the penalty on, by AUROC
                 k:int=5, # letters in a word
@@ -38,7 +38,7 @@ def words_model(train:Dna, # to learn from
     score.weights = pd.Series(best.coef_[0], names).sort_values()
     return score
 
-# %% ../../nbs/molecules/06_genes.ipynb #7ba692a0
+# %% ../../nbs/molecules/06_genes.ipynb #6c4a94c7
 class MotifNet(nn.Module):
     "Filters slid over one strand or both; how well each fits at best and on average; a small head"
     def __init__(self,
@@ -93,7 +93,7 @@ def fit_motifs(net:nn.Module, # a `MotifNet`
     learn = Learner(dls, net.to(dls.device), loss_func=sequence_loss('category'), wd=1e-2)
     return train_within(learn, budget, lr, watch, cbs=cbs)
 
-# %% ../../nbs/molecules/06_genes.ipynb #23a083a1
+# %% ../../nbs/molecules/06_genes.ipynb #1fc7242d
 @torch.no_grad()
 def filter_motifs(net:nn.Module, # a trained `MotifNet`
                   x:Tensor, # one-hot sequences, shape (n, length, 4)
@@ -138,7 +138,7 @@ def draw_logo(motif:np.ndarray, # shares of A, C, G, T at each place, shape (siz
     ax.set_title(title, size=8)
     return fig
 
-# %% ../../nbs/molecules/06_genes.ipynb #d5e9e5c9
+# %% ../../nbs/molecules/06_genes.ipynb #bb86199e
 def likeness_to(word:str, # a known motif, letters ACGT
                 motifs:np.ndarray, # from `filter_motifs`, shape (width, size, 4)
                )->np.ndarray: # of each filter, from 0 to 1: mean share of the letters of the word in its best position
@@ -150,7 +150,7 @@ def likeness_to(word:str, # a known motif, letters ACGT
         res += [wide[:, i + np.arange(len(s)), code].mean(1) for i in range(wide.shape[1] - len(s) + 1)]
     return np.max(res, 0)
 
-# %% ../../nbs/molecules/06_genes.ipynb #5b49bb24
+# %% ../../nbs/molecules/06_genes.ipynb #4bde2405
 def planted(sequences, # backgrounds, all of one length
             word:str, # what is written into the middle; a dot keeps the letter that is there
            )->np.ndarray: # object, shape (n,)
@@ -159,7 +159,7 @@ def planted(sequences, # backgrounds, all of one length
     mix = lambda s: ''.join(b if c == '.' else c for b,c in zip(s[at:], word))
     return np.array([s[:at] + mix(s) + s[at + len(word):] for s in sequences], object)
 
-# %% ../../nbs/molecules/06_genes.ipynb #44feb7f0
+# %% ../../nbs/molecules/06_genes.ipynb #f9368d20
 def new_cases(weights:dict, # tensors of a `MotifNet`
               config:dict, # classes, length, and the sizes of the network
               path:str, # FASTA, or CSV with a column `sequence`, and perhaps `id`

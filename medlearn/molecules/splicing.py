@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['SiteNet', 'site_set', 'fit_sites', 'read_sites', 'mutagenesis']
 
-# %% ../../nbs/molecules/07_splicing.ipynb #1381570e
+# %% ../../nbs/molecules/07_splicing.ipynb #c05d22a4
 import numpy as np,torch
 from torch import Tensor,nn
 from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
 from ..data.genomes import Dna,one_hot_dna
 from ..foundations.budget import batch_for,Budget,train_within
 from ..foundations.sequences import read_all,sequence_loaders,sequence_loss,SequenceSet
 
-# %% ../../nbs/molecules/07_splicing.ipynb #017ebe4b
+# %% ../../nbs/molecules/07_splicing.ipynb #c852e069
 class SiteNet(nn.Module):
     "Filters over a site; what they find at each place goes into a small dense network"
     def __init__(self,
@@ -57,7 +58,8 @@ def fit_sites(net:nn.Module, # a `SiteNet`
              )->Learner: # with the weights whose validation loss was lowest; `spent` tells how it ended
     "Train a network on sites within a budget"
     dls = sequence_loaders(train, valid, bs or batch_for(len(train)), device)
-    learn = Learner(dls, net.to(dls.device), loss_func=sequence_loss(train.kind), wd=1e-2)
+    loss = CrossEntropyLossFlat(label_smoothing=.05) if train.kind == 'category' else sequence_loss(train.kind)
+    learn = Learner(dls, net.to(dls.device), loss_func=loss, wd=1e-2)
     return train_within(learn, budget, lr, watch)
 
 def read_sites(learners:list, # trained on `site_set`s
@@ -68,7 +70,7 @@ def read_sites(learners:list, # trained on `site_set`s
     z = [torch.as_tensor(read_all(m, site_set(data))) for m in learners]
     return (torch.stack(z).mean(0)[:, 0]*scale[1] + scale[0]).numpy() if data.measured else torch.stack([v.softmax(1) for v in z]).mean(0).numpy()
 
-# %% ../../nbs/molecules/07_splicing.ipynb #1307d82a
+# %% ../../nbs/molecules/07_splicing.ipynb #ef1748bb
 def mutagenesis(score, # function of sequences -> numbers, shape (n,)
                 sequences, # capitals, all of one length
                )->np.ndarray: # change of the score, shape (n, 4, length); 0 for the letter that is there
