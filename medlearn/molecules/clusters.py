@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['leiden_groups', 'adjusted_rand', 'over_seeds', 'plant_batch', 'centre_batches']
 
-# %% ../../nbs/molecules/09_clusters.ipynb #b6925ea3
+# %% ../../nbs/molecules/09_clusters.ipynb #f7f8a31d
 import numpy as np,pandas as pd
 from ..kit.cards import DataError
 
-# %% ../../nbs/molecules/09_clusters.ipynb #6fe29b57
+# %% ../../nbs/molecules/09_clusters.ipynb #6b6c1b9c
 #@title Groups of a graph, agreement of two groupings, a planted batch
 def leiden_groups(z:np.ndarray, # short descriptions, shape (n, k)
                   neighbours:int=15, # edges of each profile

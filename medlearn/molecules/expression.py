@@ -6,7 +6,7 @@
 __all__ = ['check_classes', 'Scales', 'profile_loaders', 'explained', 'readout', 'Autoencoder', 'RecurrentAutoencoder',
            'fit_codes', 'BoltzmannMachine', 'fit_machine', 'stack_machines', 'belief_network']
 
-# %% ../../nbs/molecules/08_expression.ipynb #9038f3e5
+# %% ../../nbs/molecules/08_expression.ipynb #a407a2e0
 import math
 import numpy as np,pandas as pd,torch,torch.nn.functional as F
 from torch import nn
@@ -18,7 +18,7 @@ from ..foundations.evaluation import difference,estimate
 from ..foundations.loading import TensorLoader,TensorLoaders,TensorSet
 from ..kit.cards import DataError
 
-# %% ../../nbs/molecules/08_expression.ipynb #9817642e
+# %% ../../nbs/molecules/08_expression.ipynb #dc5d00a6
 #@title Profiles as the models want them, and how they are judged
 def check_classes(data:Profiles, # before it is split
                   least:int=5, # samples of each class
@@ -79,7 +79,7 @@ def readout(z:dict, # "train", "valid", "test" -> numbers that stand for the pro
         if loss < best[0]: best = loss,p['test']
     return best[1]
 
-# %% ../../nbs/molecules/08_expression.ipynb #489db887
+# %% ../../nbs/molecules/08_expression.ipynb #1ee51a5e
 #@title Two autoencoders
 class Autoencoder(nn.Module):
     "A profile through a narrow middle and back"
@@ -125,7 +125,7 @@ def fit_codes(model:nn.Module, # with `encode` and `decode`
     model.eval()
     with torch.no_grad(): return {s: model.encode(v).numpy() for s,v in x.items()}, model(x['test']).numpy(), learn
 
-# %% ../../nbs/molecules/08_expression.ipynb #4260e500
+# %% ../../nbs/molecules/08_expression.ipynb #5c37f17c
 #@title The machine, and its training
 class BoltzmannMachine(nn.Module):
     "Restricted Boltzmann machine of units that are on or off"
