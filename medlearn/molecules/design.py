@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['water_columns', 'SelfiesVAE', 'VAELoss', 'fit_selfies_vae', 'dense', 'LatentGAN', 'write_from']
 
-# %% ../../nbs/molecules/05_design.ipynb #9a576fea
+# %% ../../nbs/molecules/05_design.ipynb #cc0626ad
 import numpy as np,torch,torch.nn.functional as F
 from fastai.learner import Learner
 from rdkit import Chem
@@ -15,7 +15,7 @@ from ..foundations.budget import Budget,train_within
 from ..foundations.newmolecules import Alphabet
 from ..foundations.sequences import Mean,Recurrent,SequenceSet,sequence_loaders
 
-# %% ../../nbs/molecules/05_design.ipynb #7a5a04b5
+# %% ../../nbs/molecules/05_design.ipynb #2746ff90
 #@title What a chemist looks at first
 def water_columns(molecules # SMILES, shape (n,)
                  )->np.ndarray: # shape (n, 7)
@@ -27,7 +27,7 @@ def water_columns(molecules # SMILES, shape (n,)
                 rdMolDescriptors.CalcNumHBD(m), rdMolDescriptors.CalcNumHBA(m), aromatic]
     return np.array([row(s) for s in molecules], float).reshape(-1, 7)
 
-# %% ../../nbs/molecules/05_design.ipynb #5d909c83
+# %% ../../nbs/molecules/05_design.ipynb #2f60d3e7
 #@title Encoder, decoder, loss
 class SelfiesVAE(nn.Module):
     "Folds molecules into a few numbers, and writes molecules from them"
@@ -68,7 +68,7 @@ class VAELoss:
         kl = .5*(mean**2 + logvar.exp() - 1 - logvar).sum(1).mean()
         return lost + self.beta*kl + self.weight*F.mse_loss(said, s)
 
-# %% ../../nbs/molecules/05_design.ipynb #f3b653cb
+# %% ../../nbs/molecules/05_design.ipynb #cdbb1965
 #@title Training
 def fit_selfies_vae(vae:SelfiesVAE, # to be trained
               train:SequenceSet, # symbols, lengths, next symbols and wishes
@@ -84,7 +84,7 @@ def fit_selfies_vae(vae:SelfiesVAE, # to be trained
     dls = sequence_loaders(train, valid, bs, device)
     return train_within(Learner(dls, vae.to(dls.device), loss_func=VAELoss(beta)), budget, lr, watch)
 
-# %% ../../nbs/molecules/05_design.ipynb #8bcf23f0
+# %% ../../nbs/molecules/05_design.ipynb #19adc6c8
 #@title Latent GAN
 def dense(i:int, # numbers that go in
           o:int, # numbers that come out
@@ -130,7 +130,7 @@ class LatentGAN:
         noise = torch.randn(n, self.noise, generator=torch.Generator().manual_seed(seed)).to(self.real.device)
         return self.gen(noise)*self.std + self.mean
 
-# %% ../../nbs/molecules/05_design.ipynb #f0d0b4da
+# %% ../../nbs/molecules/05_design.ipynb #945f3d7b
 #@title Writing from places
 @torch.inference_mode()
 def write_from(vae:SelfiesVAE, # trained

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Triples', 'next_symbols', 'train_writer', 'write']
 
-# %% ../../nbs/molecules/04_generation.ipynb #57cf9292
+# %% ../../nbs/molecules/04_generation.ipynb #68267c39
 import math
 from collections import Counter
 import numpy as np,torch
@@ -15,7 +15,7 @@ from ..foundations.budget import Budget,train_within
 from ..foundations.newmolecules import Alphabet
 from ..foundations.sequences import SequenceSet,sequence_loaders,sequence_loss
 
-# %% ../../nbs/molecules/04_generation.ipynb #f17263a1
+# %% ../../nbs/molecules/04_generation.ipynb #422f2b5e
 #@title Triples of symbols
 class Triples:
     "Writes each symbol by how often it follows the two before it"
@@ -47,7 +47,7 @@ class Triples:
             rows[rows[:, t - 1] == 2, t] = 2
         return rows[:, 2:]
 
-# %% ../../nbs/molecules/04_generation.ipynb #501e25f1
+# %% ../../nbs/molecules/04_generation.ipynb #535d23d8
 #@title Pairs to learn from, and the training
 def next_symbols(codes:np.ndarray, # from `Alphabet.encode`, shape (n, longest)
                  sizes:np.ndarray, # symbols of each, shape (n,)
@@ -71,7 +71,7 @@ def train_writer(net:nn.Module, # (codes, lengths) -> (n, longest, symbols), fro
     learn = Learner(dls, net.to(dls.device), loss_func=sequence_loss('tags'))
     return train_within(learn, budget, lr, watch)
 
-# %% ../../nbs/molecules/04_generation.ipynb #81fe9de6
+# %% ../../nbs/molecules/04_generation.ipynb #67ca947c
 #@title Writing
 @torch.inference_mode()
 def write(net:nn.Module, # from `sequence_net`: embedding, LSTM, head
