@@ -71,7 +71,8 @@ def _of_table(p):
     low = {c.lower() for c in head}
     if low & {'smiles', 'canonical_smiles'}: return 'molecules'
     if 'sequence' in low: return 'dna'
-    if head and head[0].lower() in ('gene', 'genes', 'symbol', 'gene_symbol') or len(head) > 100: return 'profiles'
+    if head and head[0].lower() in ('gene', 'genes', 'symbol', 'gene_symbol'): return 'profiles'
+    if len(head) > 100 and np.mean([bool(re.match('[A-Z][A-Z0-9.-]+$', c)) for c in head]) > .8: return 'profiles'
     return 'reports' if 'text' in low or len(head) < 2 else 'table'
 
 def _in_file(p):
