@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import dataclass,replace
 from pathlib import Path
 import numpy as np,pandas as pd
+from .folders import SPLITS
 from .splits import check_leak,split_by_group,Splits,tied
 from ..kit.cards import DataError,digest_of,unknown_name
 from ..kit.fetch import fetch,read_member,used
@@ -219,7 +220,6 @@ def made_dna(name:str, # of the set
     return check_dna(Dna(name, seqs, y, classes, np.asarray(split).astype('<U5'), groups, table.reset_index(drop=True), tuple(said)))
 
 # %% ../../nbs/data/33_genomes.ipynb #b09f49ff
-_named_splits = dict(train='train', training='train', valid='valid', val='valid', validation='valid', test='test', testing='test')
 def _csv(path):
     try: df = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, sep='\t' if '.tsv' in Path(path).name else ',', encoding='utf-8-sig')
     except (OSError, ValueError, pd.errors.ParserError) as e: raise DataError(f'{path} is no table: {e}. Save it as CSV with a heading.') from None
@@ -270,7 +270,7 @@ def dna_from(dataset:str, # a card ("oct4_mafk", "mpsa_brca2", "splice_junctions
         if id_ := _column(df, 'name', path, 'id', 'instance_name', needed=False): df = df.rename(columns={id_: 'name'})
         else: df['name'] = [f'row {i + 2}' for i in range(len(df))]
     s,g = (_column(df, c, path, needed=False) for c in (split, group))
-    if (where := df[s].str.lower().map(_named_splits) if s else None) is not None and where.isna().any(): raise DataError(f'{path}: {df["name"][where.isna().to_numpy().argmax()]} is in the split {df[s][where.isna()].iloc[0]!r}. Splits are train, valid and test.')
+    if (where := df[s].str.lower().map(SPLITS) if s else None) is not None and where.isna().any(): raise DataError(f'{path}: {df["name"][where.isna().to_numpy().argmax()]} is in the split {df[s][where.isna()].iloc[0]!r}. Splits are train, valid and test.')
     if s and (lack := {'train', 'valid', 'test'} - set(where)): raise DataError(f'{path}: no sequence is in {sorted(lack)[0]}. Leave the column {s} out, and the split is drawn.')
     return made_dna(name, seqs, df[_column(df, label, path, 'class', 'y', 'value')], df, where, df[g] if g else None, **kw)
 def oct4_mafk(apart:str='likeness', # what stays on one side: "likeness" (relatives), "chromosome", or "copies" alone
@@ -290,7 +290,7 @@ def mpsa_brca2(replicate:bool=False, # the second library instead of the first
     "5' splice sites in an exon of BRCA2: how much of the RNA keeps the exon, measured; the published split"
     raw = read_member(fetch('mpsa_brca2'), f'mavenn/examples/datasets/mpsa{"_replicate"*replicate}_data.csv.gz')
     df = pd.read_csv(io.BytesIO(gzip.decompress(raw))).rename(columns=dict(x='name')).assign(psi=lambda d: 10**d.y)
-    return made_dna('mpsa_brca2', df['name'], df.y, df, df['set'].map(_named_splits))
+    return made_dna('mpsa_brca2', df['name'], df.y, df, df['set'].map(SPLITS))
 def splice_junctions(apart:str='likeness', # what stays on one side: "likeness" (relatives) or "copies" alone
                      seed:int=0, # of the split
                      **kw, # for `made_dna`

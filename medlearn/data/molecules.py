@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from rdkit import Chem
 from .compounds import canonical,disagreements,parent_of,wrong_with
+from .folders import SPLITS
 from .images import Facts
 from .records import fetched,not_known,text_table
 from .splits import Splits
@@ -119,7 +120,6 @@ def molecules_of(name:str, # where they come from, for messages
 #@title A file of yours
 _smiles_names = 'smiles', 'canonical_smiles', 'structure', 'mol', 'molecule'
 _label_names = 'label', 'labels', 'y', 'target', 'activity', 'active', 'toxic'
-_where = dict(train='train', training='train', val='valid', valid='valid', validation='valid', test='test', testing='test')
 
 def _answers(path, c, text, positive, task):
     "Numbers of one column of answers"
@@ -175,7 +175,7 @@ def read_molecules(path:str, # CSV file with a heading: a column of SMILES, colu
     if task == 'binary' and not binary: raise DataError(f'{path}: task is binary, but {y.columns[0]} has other values than 0 and 1. Say positive = "VALUE".')
     where = None
     if split:
-        where = df[split].str.lower().map(_where)
+        where = df[split].str.lower().map(SPLITS)
         if where.isna().any(): raise DataError(f'{path}: row {where.isna().idxmax()}: {split} is {df[split][where.isna().idxmax()]!r}: it is train, valid or test. Or say split = "".')
     used(path.name, digest_of(path))
     return molecules_of(path.name, df[column].to_numpy(object), y, df.drop(columns=[c for c in (column, split, *names) if c]), where,
