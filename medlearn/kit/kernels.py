@@ -15,7 +15,7 @@ import medlearn
 from jupyter_client.provisioning import LocalProvisioner
 from traitlets import Unicode
 from .code import all_code
-from .machine import gpu_at_hand
+from .machine import gpu_at_hand,show_plainly
 
 # %% ../../nbs/kit/12_kernels.ipynb #f011b1f3
 def _named(nodes):
@@ -105,7 +105,9 @@ def _become_kernel(request, fd, nursery):
         sys.argv = [importlib.util.find_spec('ipykernel_launcher').origin, *request['arguments']]
         if 'numpy' in sys.modules: sys.modules['numpy'].random.seed()
         from ipykernel.kernelapp import IPKernelApp
-        IPKernelApp.launch_instance(request['arguments'])
+        (app := IPKernelApp.instance()).initialize(request['arguments'])
+        show_plainly()
+        app.start()
         code = 0
     except SystemExit as e: code = e.code if isinstance(e.code, int) else int(e.code is not None)
     except BaseException: traceback.print_exc()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['versions', 'commit', 'processor', 'cores', 'threads_of', 'gpu_at_hand', 'for_data', 'published_data', 'left_out',
-           'watch_cells', 'environment', 'foreign_paths', 'cost_of']
+           'watch_cells', 'show_plainly', 'environment', 'foreign_paths', 'cost_of']
 
 # %% ../../nbs/kit/10_machine.ipynb #763b13a7
 import os,re,subprocess,sys
@@ -105,6 +105,16 @@ def watch_cells()->None:
     if getattr(shell, 'kernel', None) is None or 'JPY_SESSION_NAME' not in os.environ: return
     if _in_jupyterlab not in (watching := shell.input_transformers_cleanup): watching.insert(0, _in_jupyterlab)
 watch_cells()
+
+# %% ../../nbs/kit/10_machine.ipynb #f6ddc73e
+def show_plainly()->None:
+    "Let a kernel show NumPy's numbers as Python shows its own"
+    shell = getattr(sys.modules.get('IPython'), 'get_ipython', lambda: None)()
+    if shell is None: return
+    texts = shell.display_formatter.formatters['text/plain']
+    for kind in ('float64', 'float32', 'float16', 'int64', 'int32', 'int16', 'int8', 'uint8', 'bool'):
+        texts.for_type_by_name('numpy', kind, lambda number, page, cycle: page.text(str(number)))
+show_plainly()
 
 # %% ../../nbs/kit/10_machine.ipynb #5d60caa1
 def environment(folder:Path, # temporary folder of the run
