@@ -2,7 +2,7 @@
 import gzip
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
-from medlearn.data import genomes as G
+from medlearn.data import doors as D, genomes as G
 from medlearn.kit.cards import DataError
 
 real = Path(__file__).parent.parent.parent/'shared/data/dna/splice.csv'
@@ -111,23 +111,23 @@ def test_copies_stay_on_one_side_of_a_drawn_split(home):
     rows = pd.read_csv(home/'sites.csv')
     rows.loc[5, 'sequence'] = G.reverse_complement(rows.sequence[4])
     rows.to_csv(home/'twice.csv', index=False)
-    d = G.dna_from(home/'twice.csv')
+    d = D.dna_from(home/'twice.csv')
     assert d.split[4] == d.split[5] and d.groups[4] == d.groups[5]
     assert any('2 sequences are there more than once' in s for s in d.said) and any('1 sequence has two labels' in s for s in d.said)
     rows['split'] = np.resize(['train', 'valid', 'test'], 60)
     rows.to_csv(home/'torn.csv', index=False)
-    with pytest.raises(DataError, match='s4 and s5 are the same DNA, in valid and in test'): G.dna_from(home/'torn.csv')
+    with pytest.raises(DataError, match='s4 and s5 are the same DNA, in valid and in test'): D.dna_from(home/'torn.csv')
 
 
 # A reader's own files
 
 def test_three_ways_to_bring_the_same_sequences(home):
-    table = G.dna_from(home/'sites.csv')
-    pair = G.dna_from(f'{home}/pos.fa,{home}/neg.fa')
+    table = D.dna_from(home/'sites.csv')
+    pair = D.dna_from(f'{home}/pos.fa,{home}/neg.fa')
     (home/'pair').mkdir()
     for n in ('pos.fa', 'neg.fa'): (home/'pair'/n).write_bytes((home/n).read_bytes())
-    folder = G.dna_from(home/'pair')
-    beside = G.dna_from(home/'sites.fa')
+    folder = D.dna_from(home/'pair')
+    beside = D.dna_from(home/'sites.fa')
     assert set(table.sequences) == set(pair.sequences) == set(folder.sequences) == set(beside.sequences)
     assert pair.classes == folder.classes == ['neg', 'pos'] and table.classes == ['bound', 'free']
     assert pair.labels[:30].all() and not pair.labels[30:].any()
@@ -139,7 +139,7 @@ def test_values_are_measured_and_a_split_is_kept(home):
     rows = pd.read_csv(home/'sites.csv')
     rows['label'], rows['split'] = np.linspace(-1, 1, 60), np.repeat(['training', 'validation', 'test'], 20)
     rows.to_csv(home/'values.csv', index=False)
-    d = G.dna_from(home/'values.csv')
+    d = D.dna_from(home/'values.csv')
     assert d.measured and d.classes == [] and np.allclose(d.labels, rows.label) and [*d.split] == ['train']*20 + ['valid']*20 + ['test']*20
     assert d.part('valid').labels[0] == pytest.approx(rows.label[20]) and 'mean' in d.summary()
 
@@ -152,7 +152,7 @@ def test_tables_are_refused_by_name(home, change, said):
     rows = pd.read_csv(home/'sites.csv')
     for c, v in change.items(): rows = rows.drop(columns=c) if v is None else rows.assign(**{c: v})
     rows.to_csv(home/'bad.csv', index=False)
-    with pytest.raises(DataError, match=said): G.dna_from(home/'bad.csv')
+    with pytest.raises(DataError, match=said): D.dna_from(home/'bad.csv')
 
 
 @pytest.mark.parametrize('text, said', [
@@ -164,13 +164,36 @@ def test_fasta_is_refused_by_line(home, text, said):
 
 def test_fasta_and_table_must_agree(home):
     (home/'sites.csv').write_text('\n'.join((home/'sites.csv').read_text().splitlines()[:-1]))
-    with pytest.raises(DataError, match='has no row for s59'): G.dna_from(home/'sites.fa')
+    with pytest.raises(DataError, match='has no row for s59'): D.dna_from(home/'sites.fa')
     (home/'alone.fa').write_text('>a\nACGT\n')
-    with pytest.raises(DataError, match='has no labels'): G.dna_from(home/'alone.fa')
-    with pytest.raises(DataError, match='is not there'): G.dna_from(home/'none.fa')
-    with pytest.raises(DataError, match='oct4_mafk'): G.dna_from('oct4mafk')
+    with pytest.raises(DataError, match='has no labels'): D.dna_from(home/'alone.fa')
+    with pytest.raises(DataError, match='is not there'): D.dna_from(home/'none.fa')
+    with pytest.raises(DataError, match='oct4_mafk'): D.dna_from('oct4mafk')
     (home/'zipped.fa.gz').write_bytes(gzip.compress((home/'sites.fa').read_bytes()))
     assert (G.read_fasta(home/'zipped.fa.gz').sequence == G.read_fasta(home/'sites.fa').sequence).all()
+
+
+def test_the_file_beside_it_says_what_the_columns_do_not(home):
+    rows = pd.read_csv(home/'sites.csv')
+    rows.loc[0, 'sequence'] = rows.sequence[0][:30].lower() + rows.sequence[0][30:]
+    rows.rename(columns=dict(sequence='site', label='found')).to_csv(home/'other.csv', index=False)
+    with pytest.raises(DataError, match="has no column 'sequence'; it has id, site, found"): D.dna_from(home/'other.csv')
+    (home/'other.toml').write_text('sequence = "site"\nlabel = "found"\nmasked = "hide"\n')
+    assert D.kind_of(home/'other.csv') == 'dna' and D.dna_from(home/'other.csv').sequences[0][:30] == 'N'*30
+    assert 'hidden as N' in D.check(home/'other.csv')['while reading']
+    (home/'pos.toml').write_text('apart = "copies"\nfractions = [0.4, 0.3, 0.3]\n')
+    pair = D.dna_from(f'{home}/pos.fa,{home}/neg.fa')
+    assert D.kind_of(f'{home}/pos.fa,{home}/neg.fa') == 'dna' and len(pair.part('train')) < 30
+    for text, said in (('mask = "hide"', 'Did you mean masked'), ('apart = "kin"', "apart is 'kin'"), ('masked = true', 'it wants a text'), ('label = "none"', "has no column 'none'")):
+        (home/'sites.toml').write_text(text)
+        with pytest.raises(DataError, match=said): D.dna_from(home/'sites.csv')
+
+
+def test_a_table_of_many_headings_is_read_where_dna_is_asked_for(home):
+    rows = pd.read_csv(home/'sites.csv').rename(columns=dict(sequence='seq', label='class'))
+    rows.insert(0, 'gene', 'BRCA2')
+    rows.to_csv(home/'genes.tsv.gz', index=False, sep='\t')
+    assert len(D.dna_from(home/'genes.tsv.gz')) == 60
 
 
 # The cards
@@ -189,7 +212,7 @@ def test_cards_hold_what_they_say():
 
 def test_splice_junctions_as_others_hand_them_on():
     if not real.is_file(): pytest.skip('the file of splice junctions is not at hand')
-    d = G.dna_from(real)
+    d = D.dna_from(real)
     assert dict(zip(d.classes, np.bincount(d.labels))) == dict(EI=767, IE=768, N=1655)
     assert any('N 56, D 2, R 1, S 1' in s for s in d.said) and any('310 sequences are there more than once' in s for s in d.said)
     assert any('1 sequence has two labels' in s for s in d.said)

@@ -9,7 +9,7 @@ pytest.importorskip('datamol')
 from rdkit import DataStructs
 from rdkit.Chem import Crippen, Descriptors, rdFingerprintGenerator
 
-from medlearn.data import compounds as C, fingerprints as F, molecules as M, scaffolds as S
+from medlearn.data import compounds as C, doors as D, fingerprints as F, molecules as M, scaffolds as S
 from medlearn.kit.cards import DataError, card
 
 ROWS = ['CCO,0,1', 'CCCO,0,', 'c1ccccc1,1,0', 'Nc1ccccc1,1,1', 'CC(=O)O,0,0']
@@ -23,7 +23,7 @@ def read(tmp_path):
     def go(text, toml=None, **kw):
         (tmp_path/'mine.csv').write_text(text)
         if toml: (tmp_path/'mine.toml').write_text(toml)
-        return M.molecules_from(tmp_path/'mine.csv', **kw)
+        return D.molecules_from(tmp_path/'mine.csv', **kw)
     return go
 
 
@@ -31,7 +31,7 @@ def read(tmp_path):
 def loaded():
     "Loader of a card; where the package cannot be had, the test is skipped and says so"
     def go(name, **kw):
-        try: return M.molecules_from(name, **kw)
+        try: return D.molecules_from(name, **kw)
         except DataError as e:
             if 'could not be had' not in str(e): raise
             pytest.skip(f'{name} cannot be fetched here')
@@ -119,7 +119,24 @@ def test_doubles_that_agree_are_merged(read):
 def test_options_beside_the_file(read):
     assert read('structure,x,logS\nCCO,1.2,1.1\nCC,2.5,2.2\n', 'smiles = "structure"\nlabels = ["logS"]\n').y.logS.tolist() == [1.1, 2.2]
     with pytest.raises(DataError, match='Did you mean mixtures'): read(GOOD, 'mixture = "keep"\n')
-    with pytest.raises(DataError, match='Did you mean iarc'): M.molecules_from('iarcs')
+    with pytest.raises(DataError, match='Did you mean iarc'): D.molecules_from('iarcs')
+
+
+def test_molecules_without_answers(read, tmp_path):
+    bare = 'smiles,name\nCCO,ethanol\nCC,ethane\nOCC,alcohol\n'
+    with pytest.raises(DataError, match='which column holds the answer'): read(bare)
+    d = read(bare, labelled=False)
+    assert (len(d), d.task, d.y.shape, [*d.table.name]) == (2, 'none', (2, 0), ['ethanol', 'ethane']) and d.facts()['answers'] == 'nothing was measured'
+    found = D.check(tmp_path/'mine.csv')
+    assert 'molecules/generation' in found['chapters that take it'] and 'molecules/design' in found['chapters that take it'] and not isinstance(found, D.NotRead)
+    assert 'molecules/toxicity: answers are wanted' in found['chapters that do not'] and found['answers'] == 'nothing was measured'
+    two = 'smiles,logP,logS\nCCO,1.5,2.5\nCC,2.1,3.5\n' # only their owner knows which is the answer
+    with pytest.raises(DataError, match='which column holds the answer. It could be logP, logS'): read(two)
+    assert isinstance(D.check(tmp_path/'mine.csv'), D.NotRead) and read(two, labelled=False).task == 'none'
+    assert read(two, 'labels = "logS"\n').y.columns.tolist() == ['logS'] and read(two, 'labels = ["logS"]\n', labelled=False).task == 'none'
+    found = D.check(tmp_path/'mine.csv')
+    assert 'molecules/solubility' in found['chapters that take it'] and 'molecules/toxicity: columns of 0 and 1' in found['chapters that do not']
+    with pytest.raises(DataError, match='labelled'): read(bare, 'labelled = false\n')
 
 
 # Sets with a card
@@ -146,10 +163,10 @@ def test_the_series_and_the_drugs(loaded):
 
 @real
 def test_moleculenet_files_are_known_by_their_digest():
-    tox = M.molecules_from(SHARED/'tox21.csv')
+    tox = D.molecules_from(SHARED/'tox21.csv')
     assert (len(tox), tox.task, tox.y.shape[1]) == (7823, 'binary', 12) and int(tox.y['NR-AR'].sum()) in (308, 309)
     assert tox.y.isna().mean(axis=None).round(2) == .17 and '8 that are no molecule' in tox.said[0]
-    sol = M.molecules_from(SHARED/'delaney-processed.csv')
+    sol = D.molecules_from(SHARED/'delaney-processed.csv')
     assert (len(sol), sol.task, [*sol.y]) == (1118, 'regression', ['logS'])
     with pytest.raises(DataError, match="row 1324: .*AlH3.*8 such rows"): M.read_molecules(SHARED/'tox21.csv')
 

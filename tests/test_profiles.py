@@ -1,7 +1,7 @@
 "Tables of expression: layouts, names that became dates, gaps, counts and logarithms, and cells from an old file"
 import numpy as np, pandas as pd, pytest
 
-from medlearn.data import profiles as P
+from medlearn.data import doors as D, profiles as P
 from medlearn.data.cells import blood_cells
 from medlearn.kit.cards import DataError, card
 from medlearn.kit.fetch import read_member
@@ -25,13 +25,26 @@ def written(df, path, **kw):
 
 def test_both_layouts_give_the_same(tmp_path):
     df = some().assign(patient=[f'p{i//2}' for i in range(12)])
-    a = P.profiles_from(written(df, tmp_path/'a.csv'))
-    b = P.profiles_from(written(df.T.rename_axis('gene'), tmp_path/'b.tsv', sep='\t'))
-    c = P.profiles_from(written(df, tmp_path/'c.csv.gz'))
+    a = D.profiles_from(written(df, tmp_path/'a.csv'))
+    b = D.profiles_from(written(df.T.rename_axis('gene'), tmp_path/'b.tsv', sep='\t'))
+    c = D.profiles_from(written(df, tmp_path/'c.csv.gz'))
     for d in (a, b, c):
         assert np.allclose(d.x, df[d.genes], atol=1e-5) and list(d.x.index) == list(df.index)
         assert d.label_names() == list(df.label) and list(d.groups) == list(df.patient) and d.x.dtypes.eq(np.float32).all()
     assert 'a row a sample' in a.said[0] and 'a row a gene' in b.said[0]
+
+
+def test_the_file_beside_it_says_that_these_are_counts(tmp_path):
+    x = pd.DataFrame(np.random.default_rng(0).poisson(30, (12, 5)), columns=[f'G{j}' for j in range(5)]).assign(label=['ill', 'well']*6)
+    x['split'] = ['training', 'validation', 'testing']*4
+    x.to_csv(tmp_path/'c.csv', index=False)
+    with pytest.raises(DataError, match='look like counts'): D.profiles_from(tmp_path/'c.csv')
+    (tmp_path/'c.toml').write_text('values = "counts"\n')
+    d = D.profiles_from(tmp_path/'c.csv')
+    assert 'Counts were divided' in d.said[-1] and d.splits == ['train', 'valid', 'test'] and D.kind_of(tmp_path/'c.csv') == 'profiles'
+    assert D.check(tmp_path/'c.csv')['dataset.toml says'] == "values = 'counts'"
+    (tmp_path/'c.toml').write_text('value = "counts"\n')
+    with pytest.raises(DataError, match='Did you mean values'): D.profiles_from(tmp_path/'c.csv')
 
 
 def test_a_heading_as_R_writes_it_and_a_sheet_with_the_labels(tmp_path):
@@ -150,12 +163,12 @@ def test_what_is_no_table(tmp_path, text, match):
 
 
 def test_names_and_paths():
-    with pytest.raises(DataError, match='Did you mean tissue_gene_expression'): P.profiles_from('tissue_gene_expresion')
-    with pytest.raises(DataError, match='is not there'): P.profiles_from('nowhere/x.csv')
+    with pytest.raises(DataError, match='Did you mean tissue_gene_expression'): D.profiles_from('tissue_gene_expresion')
+    with pytest.raises(DataError, match='is not there'): D.profiles_from('nowhere/x.csv')
 
 
 def test_tissues():
-    d = P.profiles_from('tissue_gene_expression')
+    d = D.profiles_from('tissue_gene_expression')
     assert d.x.shape == (189, 500) and d.classes == sorted(d.classes) and dict(zip(d.classes, np.bincount(d.labels)))['placenta'] == 6
     assert len(set(d.together)) == 185 and set(P.spreadsheet(d.genes)) == {'SEPT10', 'MARC2'} and np.isfinite(d.x.to_numpy()).all()
     assert np.allclose(P.same_genes(d, d.genes[::-1]).x.iloc[:, 0], d.x.iloc[:, -1])

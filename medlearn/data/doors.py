@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['kinds', 'Kind', 'kind_of', 'options', 'said_of', 'images_from', 'scans_from', 'joint_from', 'records_from',
-           'signals_from', 'reports_from', 'takers', 'NotRead', 'check']
+           'signals_from', 'reports_from', 'molecules_from', 'dna_from', 'profiles_from', 'takers', 'NotRead', 'check']
 
 # %% ../../nbs/data/37_doors.ipynb #39a0ffba
 import csv,gzip,inspect,re,tomllib,warnings
@@ -13,15 +13,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np,pandas as pd
-from .images import Facts,ImageSet,medmnist,read_npz
+from .images import Facts,ImageSet,medmnist
 from .large import members
-from .outlines import lidc_nodules
 from .facts import facts
-from .folders import picture_folder
 from .pictures import is_picture,files_below
 from .samples import holds_traces
 from .shortcuts import further
-from ..kit.cards import DataError,digest_of,unknown_name
+from ..kit.cards import card,cards,DataError,digest_of,is_whole,unknown_name
 from ..kit.catalog import chapters,describe
 from ..kit.fetch import load,used
 
@@ -30,11 +28,11 @@ from ..kit.fetch import load,used
 class Kind(NamedTuple):
     "One kind of data: what it is, and who reads it"
     what: str # in words
-    reader: object # function of a path; a text "module:function" is imported when it is needed
+    reader: str # "module:function" of a path; imported when it is needed
 kinds = dict(
-    pictures=Kind('a folder of pictures with labels', picture_folder),
-    images=Kind('images and labels in one file, in the layout of MedMNIST', read_npz),
-    cubes=Kind('volumes and labels in one file, in the layout of MedMNIST', read_npz),
+    pictures=Kind('a folder of pictures with labels', 'folders:picture_folder'),
+    images=Kind('images and labels in one file, in the layout of MedMNIST', 'images:read_npz'),
+    cubes=Kind('volumes and labels in one file, in the layout of MedMNIST', 'images:read_npz'),
     masks=Kind('pictures and masks in one file', 'masks:npz_masks'),
     mask_folder=Kind('a folder of pictures and one of masks', 'masks:mask_folder'),
     volumes=Kind('volumes and their masks', 'volumes:nifti_pairs'),
@@ -51,27 +49,34 @@ kinds = dict(
     table=Kind('a table, a row a patient, with a label column', 'records:read_table'),
     joint=Kind('pictures and a table, joined by id', 'joint:read_joint'),
     molecules=Kind('molecules as SMILES, with what was measured of them', 'molecules:read_molecules'),
-    dna=Kind('sequences of DNA, with labels or values', 'genomes:dna_from'),
+    structures=Kind('molecules as SMILES, of which nothing was measured', 'molecules:read_molecules'),
+    dna=Kind('sequences of DNA, with labels or values', 'genomes:read_dna'),
     profiles=Kind('expression of genes, with a label for each sample', 'profiles:read_profiles'))
 
 def _read_by(kind):
     "The function that reads a kind"
-    if callable(kind.reader): return kind.reader
     module,_,name = kind.reader.partition(':')
     try: return getattr(import_module(f'medlearn.data.{module}'), name)
     except ModuleNotFoundError as e: raise DataError(f'{kind.what[0].upper()}{kind.what[1:]}: reading them needs {e.name}, which is not installed. Install medlearn with its extra molecules.') from e
 
 def _pair(p): return next((n for n in (('imagesTr', 'labelsTr'), ('images', 'labels'), ('images', 'masks')) if all((p/x).is_dir() for x in n)), None)
 
+def _toml_of(p): return p/'dataset.toml' if p.is_dir() else p.with_suffix('.toml')
+
+def _toml(p):
+    "What `dataset.toml` in a folder, or NAME.toml beside a file NAME, says; not checked yet"
+    try: return tomllib.loads(_toml_of(p).read_text(encoding='utf-8')) if _toml_of(p).is_file() else {}
+    except (OSError, ValueError) as e: raise DataError(f'{_toml_of(p)} cannot be read as TOML: {e}. Write lines such as positive = "ill".') from e
+
 def _of_table(p):
     "Kind of a table, by its heading; what is not a table with a heading, the reader of reports refuses"
     opened = gzip.open if p.suffix == '.gz' else open
     with opened(p, 'rt', encoding='utf-8-sig', errors='replace', newline='') as f: line = f.readline()
     head = [c.strip() for c in next(csv.reader([line], delimiter=max(',;\t', key=line.count)), [])]
-    low = {c.lower() for c in head}
-    if low & {'smiles', 'canonical_smiles'}: return 'molecules'
-    if 'sequence' in low: return 'dna'
-    if head and head[0].lower() in ('gene', 'genes', 'symbol', 'gene_symbol'): return 'profiles'
+    low,said = {c.lower() for c in head},_toml(p)
+    if low & {'smiles', 'canonical_smiles'} or 'smiles' in said: return 'molecules'
+    if 'sequence' in low or 'sequence' in said: return 'dna'
+    if head and head[0].lower() in ('gene', 'genes', 'symbol', 'gene_symbol') and not low & {'seq', 'dna'} or {'values', 'genes', 'sheet'} & said.keys(): return 'profiles'
     if len(head) > 100 and np.mean([bool(re.match('[A-Z][A-Z0-9.-]+$', c)) for c in head]) > .8: return 'profiles'
     return 'reports' if 'text' in low or len(head) < 2 else 'table'
 
@@ -79,14 +84,14 @@ def _in_file(p):
     "Kind of a file"
     end = (p.with_suffix('') if p.suffix.lower() == '.gz' else p).suffix.lower()
     if end in ('.fa', '.fasta', '.fna'): return 'dna'
-    if end in ('.csv', '.tsv', '.txt') and (kind := _of_table(p)) in ('molecules', 'dna', 'profiles'): return kind
+    if end in ('.csv', '.tsv', '.txt') and ((kind := _of_table(p)) in ('molecules', 'dna', 'profiles') or (kind, p.suffix) == ('table', '.gz')): return kind
     end = p.suffix.lower()
     if end == '.npz': return 'images' if {'train_images', 'train_labels'} & set(members(p)) else 'masks'
     if end == '.json': return 'coco'
     if end == '.hea': return 'wfdb'
     if end in ('.csv', '.tsv', '.txt'): return 'traces' if holds_traces(p) else _of_table(p)
     what = 'one scan: data.scans reads it; chapters want a folder' if p.name.lower().endswith(('.nii', '.nii.gz', '.nrrd', '.dcm')) else 'a file of a kind that no chapter reads'
-    raise DataError(f'{p} is {what}. Chapters take .npz, COCO .json, FASTA, WFDB .hea, .csv with id, text, label, with SMILES, with DNA, with genes, or with a row a patient or a recording, and folders.')
+    raise DataError(f'{p} is {what}. Chapters take .npz, COCO .json, FASTA, WFDB .hea, .csv with id, text, label, with a column smiles, with a column sequence, with a gene a row or a column, or with a row a patient or a recording, and folders.')
 
 def _in_folder(p):
     "Kind of a folder"
@@ -104,14 +109,17 @@ def _in_folder(p):
     if any(is_picture(f) for f in files_below(p)): return 'pictures'
     if {'.fa', '.fasta', '.fna'} & {s for n in names for s in Path(n).suffixes[-2:]}: return 'dna'
     raise DataError(f'{p} holds nothing that a chapter reads: {", ".join(sorted(names)[:5]) or "no files"}. Chapters read pictures with labels, pictures or volumes with masks, '
-                    'boxes of COCO or VOC, images.npz with table.csv, measurements.csv with outcomes.csv, tables of MIMIC-III, PTB-XL, tables of signals, reports, tagged sentences.')
+                    'boxes of COCO or VOC, images.npz with table.csv, measurements.csv with outcomes.csv, tables of MIMIC-III, PTB-XL, tables of signals, reports, tagged sentences, two FASTA files.')
 
 def kind_of(path:str # of a file or a folder
            )->str: # name in `kinds`
     "What kind of data lies at a path"
     p = Path(path).expanduser()
     if not p.exists() and Path(f'{p}.hea').is_file(): return 'wfdb'
-    if not p.exists(): raise DataError(f'{p} is not there. Check the path.')
+    if not p.exists():
+        pair = [Path(x.strip()).expanduser() for x in str(p).split(',')]
+        if lost := [x for x in pair if not x.exists()]: raise DataError(f'{p if len(lost) == len(pair) else lost[0]} is not there. Check the path.')
+        return 'dna'
     return _in_folder(p) if p.is_dir() else _in_file(p)
 
 # %% ../../nbs/data/37_doors.ipynb #1436a2c4
@@ -134,19 +142,17 @@ def said_of(path:str, # of the data
            )->dict: # option -> value
     "What `dataset.toml` in a folder, or NAME.toml beside a file NAME, says of the data; checked"
     p = Path(path).expanduser()
-    file = p/'dataset.toml' if p.is_dir() else p.with_suffix('.toml')
-    if kind == 'traces' and not file.is_file(): file = file.with_name('dataset.toml')
-    if not file.is_file(): return {}
-    try: said = tomllib.loads(file.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as e: raise DataError(f'{file} cannot be read as TOML: {e}. Write lines such as positive = "ill".') from e
-    known = options(kind)
+    if kind == 'dna' and not p.exists(): p = Path(str(p).partition(',')[0]) # of two files the first
+    if kind == 'traces' and not _toml_of(p).is_file(): p = p.parent
+    file,said,known = _toml_of(p),_toml(p),options(kind)
+    if not said: return {}
     for key,value in said.items():
         if key not in known.index:
             near = get_close_matches(key, known.index, n=1, cutoff=.5)
             raise DataError(f'{file}: {key!r} is no option of {kinds[kind].what}. ' + (f'Did you mean {near[0]}?' if near else f'There are: {", ".join(known.index)}.'))
         want = known.type[key]
         fits = isinstance(value, want) if want not in (float, tuple, list) else isinstance(value, (int, float)) if want is float else isinstance(value, (list, dict))
-        free = key in ('label', 'classes', 'missing') and isinstance(value, (list, dict, str))
+        free = key in ('label', 'labels', 'classes', 'missing') and isinstance(value, (list, dict, str))
         if not (fits or free) or isinstance(value, bool) and want is not bool: raise DataError(f'{file}: {key} is {value!r}, it wants {_types.get(want, want)}.')
         if key == 'images': said[key] = str(file.parent/value)
         if isinstance(value, dict): said[key] = {int(k) if k.isdigit() else k: v for k,v in value.items()}
@@ -161,26 +167,30 @@ def _read(path, kind, kw):
     takes = inspect.signature(reader).parameters
     where = [p/n for n in _pair(p)] if kind in ('mask_folder', 'volumes') else [p]
     return reader(*where, **({k: v for k,v in kw.items() if k in takes} | said_of(p, kind)))
-
 def _wanted(path, among, kw):
     "Data at a path, of one of some kinds"
     kind = kind_of(path)
     if kind not in among: raise DataError(f'{path} is {kinds[kind].what}: {", ".join(takers(kind))} takes it, not this chapter, which takes {", or ".join(kinds[k].what for k in among)}.')
     return _read(path, kind, kw)
-
 def _path_like(name): return Path(name).expanduser().exists() or '/' in name or '\\' in name or bool(Path(name).suffix)
-
+def _by_card(dataset, what, rooms, among, kw):
+    "Data by the name of a card that some rooms read, or by path; a table without a mark of its kind is given to the reader"
+    name,ours = str(dataset),{n: c.loader for n,c in cards().items() if c.loader.startswith(tuple(f'medlearn.data.{r}:' for r in rooms))}
+    if name in ours:
+        takes = inspect.signature(_read_by(kinds[among]._replace(reader=ours[name].removeprefix('medlearn.data.')))).parameters
+        return load(name, **{k: v for k,v in kw.items() if k in takes or 'kw' in takes})
+    if not _path_like(name): raise unknown_name(what, name, ours)
+    return _read(name, among, kw) if kind_of(name) in ('table', 'reports', 'traces') else _wanted(name, (among,), kw)
 def images_from(dataset:str, # "lidc_nodules", a MedMNIST name ("pathmnist", "pathmnist_64"), a `.npz` file, or a folder of pictures
                 side:int=64, # pixels a side that the pictures of a folder are brought to
                 **kw, # for `lidc_nodules`, `medmnist`, `read_npz` or `picture_folder`
                )->ImageSet:
     "Images by name or by path"
     name = str(dataset)
-    if name == 'lidc_nodules': return lidc_nodules(**kw)
+    if name == 'lidc_nodules': return load(name, **kw)
     if _path_like(name): return _wanted(name, ('images', 'pictures'), dict(side=side) | kw)
     stem,size = re.fullmatch(r'(.*?)(?:[_@](\d+))?', name).groups()
     return medmnist(stem, **(kw | (dict(size=int(size)) if size else {})))
-
 def scans_from(dataset:str, # name of a card ("simulated_ct", "mni152"), a .npz or COCO .json file, or a folder
                **kw, # for the loader; what it does not know is left out
               ): # `MaskSet`
@@ -190,7 +200,6 @@ def scans_from(dataset:str, # name of a card ("simulated_ct", "mni152"), a .npz 
     res = load(str(dataset), **kw)
     if hasattr(res, 'masks'): return res
     raise DataError(f'{dataset} has no masks or boxes in the form that this chapter reads. Take simulated_ct or mni152.')
-
 def joint_from(folder:str, # pictures with labels.csv that has columns of numbers; or images.npz and table.csv
                **kw, # for the loader
               ): # `Joint`
@@ -198,7 +207,6 @@ def joint_from(folder:str, # pictures with labels.csv that has columns of number
     kind = kind_of(folder)
     if kind != 'pictures': return _wanted(folder, ('joint',), kw)
     return import_module('medlearn.data.joint').pictures_and_table(folder, **(kw | said_of(folder, kind)))
-
 def records_from(dataset:str, # "nafld", "pbcseq", a folder with measurements.csv, or a folder with MIMIC-III's tables
                  **kw, # for the loader
                 ): # `Records`
@@ -206,20 +214,34 @@ def records_from(dataset:str, # "nafld", "pbcseq", a folder with measurements.cs
     if (name := str(dataset).removesuffix('seq')) in ('nafld', 'pbc'): return getattr(import_module('medlearn.data.events'), name)(**kw)
     if not _path_like(str(dataset)): raise unknown_name('records', str(dataset), ['nafld', 'pbcseq'])
     return _wanted(dataset, ('records', 'mimic'), kw)
-
 def signals_from(dataset:str, # a folder of WFDB records, or of PTB-XL; or a table of signals, where among= takes it
                  among:tuple=('wfdb_folder',), # kinds that are taken
                  **kw, # for the loader
                 ): # `Signals`
     "ECGs of a folder"
     return _wanted(dataset, among, kw)
-
 def reports_from(dataset:str, # "indiana_reports", or the path of a CSV file of id, text, label
                  **kw, # for the loader
                 ): # `Reports`
     "Reports by name or by path"
     if str(dataset) == 'indiana_reports': return import_module('medlearn.data.text').indiana(**kw)
     return _wanted(dataset, ('reports',), kw)
+def molecules_from(dataset:str, # name of a card ("iarc", "solubility", ...), or the path of a CSV file
+                   **kw, # for the loader; what it does not know is left out
+                  ): # `Molecules`
+    "Molecules by name or by path; a file that a card knows by its digest is read as that card says"
+    known = next((n for n in ('tox21', 'esol') if is_whole(Path(dataset).expanduser(), card(n).file())), None)
+    return load(known, path=dataset) if known else _by_card(dataset, 'molecules', ('molecules',), 'molecules', kw)
+def dna_from(dataset:str, # name of a card ("oct4_mafk", ...), a table, a FASTA file beside a table, a folder of two FASTA files, or "positives.fa,negatives.fa"
+             **kw, # for the loader
+            ): # `Dna`
+    "Sequences of DNA by name or by path"
+    return _by_card(dataset, 'sequences', ('genomes',), 'dna', kw)
+def profiles_from(dataset:str, # "tissue_gene_expression", "blood_cells", or the path of a table
+                  **kw, # for the loader
+                 ): # `Profiles`
+    "Expression of genes by name or by path"
+    return _by_card(dataset, 'table of profiles', ('profiles', 'cells'), 'profiles', kw)
 
 # %% ../../nbs/data/37_doors.ipynb #2be27ba3
 #@title Which chapters take it
@@ -234,6 +256,9 @@ def takers(kind:str, # name in `kinds`
     if kind == 'masks' and data is not None and data.volumes: kind = 'volumes'
     res = {n: '' for n,t in say.items() if kind in t}
     if data is None: return res
+    if kind == 'molecules':
+        bare,wants = data.task == 'none',dict(none='answers are wanted, and nothing was measured', binary='numbers are wanted', regression='columns of 0 and 1 are wanted')[data.task]
+        res = {n: wants if n not in takers('structures') and (bare or (n == 'molecules/solubility') != (data.task == 'regression')) else '' for n in res}
     if flat and (data.multilabel or len(data.classes) != 2):
         res |= {n: 'two classes are wanted' for n in ('foundations/training', 'foundations/budget', 'foundations/resuming') if n in res}
     if kind == 'pictures' and not data.multilabel and pd.to_numeric(pd.Series(data.table[further(data)].to_numpy().ravel()), errors='coerce').notna().any():
@@ -246,7 +271,7 @@ class NotRead(Facts):
 
 def _tried(path, kind):
     "The data and ''; where single rows or files were refused, the data without them and the sentence"
-    try: return _read(path, kind, {}),''
+    try: return _read(path, kind, dict(labelled=None) if kind == 'molecules' else {}),''
     except DataError as e:
         if 'drop_bad' not in options(kind).index: raise
         try: return _read(path, kind, dict(drop_bad=True)),str(e)
@@ -264,6 +289,7 @@ def check(path:str # of a file or a folder
             warnings.simplefilter('always')
             said,data,refused = said_of(path, kind),*_tried(path, kind)
     except DataError as e: return NotRead(res | {'REFUSED': str(e)})
+    if kind == 'molecules' and data.task == 'none': res['this is'] = kinds['structures'].what
     if refused: res |= {'REFUSED': refused, 'without these, by drop_bad = true': ''}
     if said: res['dataset.toml says'] = ', '.join(f'{k} = {v!r}' for k,v in said.items())
     res |= facts(data)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IUPAC', 'read_fasta', 'clean_dna', 'one_hot_dna', 'reverse_complement', 'kmers', 'same_dna', 'groups_by_likeness',
-           'Dna', 'check_dna', 'made_dna', 'dna_from', 'oct4_mafk', 'mpsa_brca2', 'splice_junctions']
+           'Dna', 'check_dna', 'made_dna', 'read_dna', 'oct4_mafk', 'mpsa_brca2', 'splice_junctions']
 
 # %% ../../nbs/data/33_genomes.ipynb #eebc9f00
 import gzip,io,re
@@ -13,8 +13,9 @@ from dataclasses import dataclass,replace
 from pathlib import Path
 import numpy as np,pandas as pd
 from .folders import SPLITS
+from .records import text_table
 from .splits import check_leak,split_by_group,Splits,tied
-from ..kit.cards import DataError,digest_of,unknown_name
+from ..kit.cards import DataError,digest_of
 from ..kit.fetch import fetch,read_member,used
 
 # %% ../../nbs/data/33_genomes.ipynb #79593c0f
@@ -211,6 +212,7 @@ def made_dna(name:str, # of the set
         classes = classes or sorted(set(text), key=lambda c: (float(c) if number.notna().all() else 0, c))
         y = text.map({c: i for i,c in enumerate(classes)}).to_numpy(int)
         if len(classes) < 2: raise DataError(f'{name}: every sequence is {classes[0]!r}: with one class there is nothing to tell apart.')
+    if groups is None and apart not in ('likeness', 'copies'): raise DataError(f'{name}: apart is {apart!r}: it is "likeness" or "copies".')
     key = same_dna(seqs)
     if n := int((np.bincount(key)[key] > 1).sum()): said.append(f'{n:,} sequences are there more than once, on one strand or the other ({key.max() + 1:,} are different): copies stay in one split.')
     if classes and (n := int((np.bincount(np.unique(np.c_[key, y], axis=0)[:, 0]) > 1).sum())): said.append(f'{n} {"sequences have" if n > 1 else "sequence has"} two labels: no model can be right about each copy.')
@@ -220,59 +222,57 @@ def made_dna(name:str, # of the set
     return check_dna(Dna(name, seqs, y, classes, np.asarray(split).astype('<U5'), groups, table.reset_index(drop=True), tuple(said)))
 
 # %% ../../nbs/data/33_genomes.ipynb #b09f49ff
-def _csv(path):
-    try: df = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, sep='\t' if '.tsv' in Path(path).name else ',', encoding='utf-8-sig')
-    except (OSError, ValueError, pd.errors.ParserError) as e: raise DataError(f'{path} is no table: {e}. Save it as CSV with a heading.') from None
-    return df.rename(columns=lambda c: c.strip()).apply(lambda c: c.str.strip())
+_wants = 'Give a table with a heading, a row a sequence.'
 def _column(df, name, path, *others, needed=True):
     low = {c.lower(): c for c in df}
-    found = next((low[n.lower()] for n in (name, *others) if n and n.lower() in low), None)
+    found = next((low[n.lower()] for n in (name, *(others if name in ('sequence', 'label', 'id', 'name') else ())) if n and n.lower() in low), None)
     if found is None and needed: raise DataError(f'{path} has no column {name!r}; it has {", ".join(map(str, df))}. Rename one, or say which it is.')
     return found
-def dna_from(dataset:str, # a card ("oct4_mafk", "mpsa_brca2", "splice_junctions"), a table, a folder of two FASTA files, or "positives.fa,negatives.fa"
+def read_dna(path:str, # of a table, a FASTA file beside a table, a folder of two FASTA files, or "positives.fa,negatives.fa"
              sequence:str='sequence', # column of the sequences
              label:str='label', # column of the labels
              split:str='split', # column of the splits, where there is one
              group:str='group', # column of what stays together, where there is one
-             **kw, # for `made_dna`: masked, lengths, apart, fractions, seed; or for the loader of a card
+             masked:str='read', # small letters: "read" as capitals, or "hide" as N
+             lengths:str='refuse', # where they differ: "refuse", "crop" to the middle, or "pad" with N on both sides
+             apart:str='likeness', # what stays on one side where no split and no groups are given: "likeness" (relatives) or "copies" alone
+             fractions:tuple=(.6, .15, .25), # shares of train, valid and test, where no split is given
+             seed:int=0, # of that split
             )->Dna: # checked
-    "Sequences by name, or from your own files"
-    if loader := dict(oct4_mafk=oct4_mafk, mpsa_brca2=mpsa_brca2, splice_junctions=splice_junctions).get(str(dataset)): return loader(**kw)
-    paths = [Path(p.strip()).expanduser() for p in str(dataset).split(',')]
-    if lost := [p for p in paths if not p.exists()]: raise DataError(f'{lost[0]} is not there. Check the path.') if lost[0].suffix or len(lost[0].parts) > 1 else unknown_name('sequences', str(dataset), ['oct4_mafk', 'mpsa_brca2', 'splice_junctions'])
+    "Anybody's sequences, checked"
+    kw = dict(masked=masked, lengths=lengths, apart=apart, fractions=fractions, seed=seed)
+    paths = [Path(path).expanduser()] if Path(path).expanduser().exists() else [Path(p.strip()).expanduser() for p in str(path).split(',')]
+    if lost := [p for p in paths if not p.exists()]: raise DataError(f'{lost[0]} is not there. Check the path.')
     fasta = lambda p: re.search(r'\.(fa|fasta|fna)(\.gz)?$', p.name.lower())
     if len(paths) == 1 and paths[0].is_dir(): paths = sorted((p for p in paths[0].iterdir() if fasta(p)), key=lambda p: ('neg' in p.name.lower()) - ('pos' in p.name.lower()))
-    if len(paths) not in (1, 2): raise DataError(f'{dataset}: {len(paths)} FASTA files. Two are wanted: positives, then negatives.')
+    if len(paths) not in (1, 2): raise DataError(f'{path}: {len(paths)} FASTA files. Two are wanted: positives, then negatives.')
     for p in paths: used(p.name, digest_of(p))
-    name = ' and '.join(p.name for p in paths)
     if len(paths) == 2:
         parts,stems = [read_fasta(p) for p in paths],[re.sub(r'\.(fa|fasta|fna)(\.gz)?$', '', p.name, flags=re.I) for p in paths]
         if stems[0] == stems[1]: stems = [f'{p.parent.name}/{s}' for p,s in zip(paths, stems)]
         df = pd.concat(parts, ignore_index=True)
-        return made_dna(name, df.sequence, np.repeat(stems, [len(d) for d in parts]), df, classes=stems[::-1], **kw)
-    path = paths[0]
-    if fasta(path):
+        return made_dna(' and '.join(p.name for p in paths), df.sequence, np.repeat(stems, [len(d) for d in parts]), df, classes=stems[::-1], **kw)
+    if fasta(path := paths[0]):
         df,stem = read_fasta(path),re.sub(r'\.(fa|fasta|fna)(\.gz)?$', '', str(path), flags=re.I)
         beside = next((Path(stem + e) for e in ('.csv', '.tsv') if Path(stem + e).is_file()), None)
         if beside is None: raise DataError(f'{path} has no labels. Put a table beside it, {Path(stem).name}.csv with the columns id and label, or give two files: positives.fa,negatives.fa.')
         used(beside.name, digest_of(beside))
-        id_ = _column(table := _csv(beside), 'id', beside, 'name')
+        id_ = _column(table := text_table(beside, [], _wants, lower=False), 'id', beside, 'name')
         first = df['name'].where(df['name'].isin(table[id_]), df['name'].str.split().str[0])
         for what,v,at in (('record', first, path), ('row', table[id_], beside)):
             if v.duplicated().any(): raise DataError(f'{at}: {v[v.duplicated()].iloc[0]} is there twice ({v.duplicated().sum()} such {what}s). Give each a name of its own.')
         if lack := [*set(first) - set(table[id_])]: raise DataError(f'{beside} has no row for {sorted(lack)[0]} of {path.name} ({len(lack)} such records).')
         if lack := [*set(table[id_]) - set(first)]: raise DataError(f'{path} has no record for {sorted(lack)[0]} of {beside.name} ({len(lack)} such rows).')
         df = df.assign(name=first).merge(table, left_on='name', right_on=id_, suffixes=('', ' ')).reset_index(drop=True)
-        seqs,path = df.sequence,beside
+        path,sequence = beside,'sequence'
     else:
-        df = _csv(path)
-        seqs = df[_column(df, sequence, path, 'seq', 'dna')]
-        if id_ := _column(df, 'name', path, 'id', 'instance_name', needed=False): df = df.rename(columns={id_: 'name'})
-        else: df['name'] = [f'row {i + 2}' for i in range(len(df))]
+        df = text_table(path, [], _wants, lower=False)
+        sequence,id_ = _column(df, sequence, path, 'seq', 'dna'),_column(df, 'name', path, 'id', 'instance_name', needed=False)
+        df = (df.rename(columns={id_: 'name'}) if id_ else df.assign(name=[f'row {i}' for i in df.index])).reset_index(drop=True)
     s,g = (_column(df, c, path, needed=False) for c in (split, group))
     if (where := df[s].str.lower().map(SPLITS) if s else None) is not None and where.isna().any(): raise DataError(f'{path}: {df["name"][where.isna().to_numpy().argmax()]} is in the split {df[s][where.isna()].iloc[0]!r}. Splits are train, valid and test.')
     if s and (lack := {'train', 'valid', 'test'} - set(where)): raise DataError(f'{path}: no sequence is in {sorted(lack)[0]}. Leave the column {s} out, and the split is drawn.')
-    return made_dna(name, seqs, df[_column(df, label, path, 'class', 'y', 'value')], df, where, df[g] if g else None, **kw)
+    return made_dna(paths[0].name, df[sequence], df[_column(df, label, path, 'class', 'y', 'value')], df, where, df[g] if g else None, **kw)
 def oct4_mafk(apart:str='likeness', # what stays on one side: "likeness" (relatives), "chromosome", or "copies" alone
               seed:int=0, # of the split
               **kw, # for `made_dna`
@@ -296,5 +296,5 @@ def splice_junctions(apart:str='likeness', # what stays on one side: "likeness" 
                      **kw, # for `made_dna`
                     )->Dna: # EI (donor), IE (acceptor), N (neither)
     "60 letters around splice junctions of primates, or around none (UCI)"
-    df = _csv(fetch('splice_junctions')).rename(columns=dict(instance_name='name'))
+    df = text_table(fetch('splice_junctions'), [], _wants, lower=False).rename(columns=dict(instance_name='name'))
     return made_dna('splice_junctions', df.sequence, df.label, df, apart=apart, seed=seed, **kw)

@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['Molecules', 'molecules_of', 'read_molecules', 'iarc', 'solubility', 'sulfonamides', 'approved_drugs', 'moses',
-           'tox21', 'esol', 'molecules_from']
+           'tox21', 'esol']
 
 # %% ../../nbs/data/31_molecules.ipynb #df7e3b7a
-import gzip,io,json,re,tomllib
+import gzip,io,json,re
 from dataclasses import dataclass,field,replace
-from inspect import signature
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -19,7 +18,7 @@ from .folders import SPLITS
 from .images import Facts
 from .records import fetched,not_known,text_table
 from .splits import Splits
-from ..kit.cards import card,cards,DataError,digest_of,is_whole,unknown_name
+from ..kit.cards import card,DataError,digest_of,is_whole
 from ..kit.fetch import arrays,fetch,read_member,used
 
 # %% ../../nbs/data/31_molecules.ipynb #44387e39
@@ -47,6 +46,7 @@ class Molecules(Splits):
     def facts(self)->Facts:
         "What should be known of them before a model is trained"
         res = {'molecules': f'{len(self):,}'} | ({'splits': ', '.join(f'{s} {(self.split == s).sum():,}' for s in self.splits)} if self.splits else {})
+        if not self.y.shape[1]: res['answers'] = 'nothing was measured'
         for c in self.y.columns[:20]:
             v = self.y[c].dropna()
             res[c] = (f'1 in {int(v.sum()):,} of {len(v):,} ({v.mean():.1%})' if self.task == 'binary' else f'{v.min():.3g} to {v.max():.3g}, median {v.median():.3g}, {len(v):,} measured') if len(v) else 'never measured'
@@ -138,13 +138,14 @@ def _answers(path, c, text, positive, task):
         raise DataError(f'{path}: {c} has the values {", ".join(f"{k:g}" for k in kinds)}: classes or amounts? Say positive = "{kinds[-1]:g}" for that class against the others, or task = "regression".')
     return number
 
-def _label_columns(path, df, known):
+def _label_columns(path, df, known, must):
     "Columns that hold answers, where nobody says which"
     if named := [c for c in df if c.lower() in _label_names]: return named[:1]
     rest = {c: pd.to_numeric(df[c].where(~not_known(df[c], codes=False)), errors='coerce') for c in df if c not in known and not re.search(r'(?i)(^|[_ ])(id|index|row)$', c)}
     numbers = {c: v for c,v in rest.items() if v.notna().sum() > .5*(~not_known(df[c], codes=False)).sum() > 0}
     binary = [c for c,v in numbers.items() if {*v.dropna()} <= {0., 1.}]
     if numbers and len(binary) in (0, len(numbers)) and (binary or len(numbers) == 1): return [*numbers]
+    if not numbers and not must: return []
     there = f'it could be {", ".join(list(numbers)[:8])}' if numbers else f'there is no column of numbers among {", ".join(df.columns[:8])}'
     raise DataError(f'{path}: which column holds the answer? {there[0].upper()}{there[1:]}. Say in {path.stem}.toml: labels = ["NAME"].')
 
@@ -158,6 +159,7 @@ def read_molecules(path:str, # CSV file with a heading: a column of SMILES, colu
                    conflicts:str='refuse', # one substance with different answers: "refuse", "leave out" or "keep"
                    apart:float=1., # regression: values of one substance that differ by more are a conflict
                    drop_bad:bool=False, # leave out rows that are no molecule; else they are refused
+                   labelled:bool=True, # answers must be there; False: none are read; None: they are read where they are
                   )->Molecules:
     "Anybody's molecules, checked"
     path = Path(path).expanduser()
@@ -167,10 +169,10 @@ def read_molecules(path:str, # CSV file with a heading: a column of SMILES, colu
     if column not in df: raise DataError(f'{path} has no column {smiles or "smiles"}; it has {", ".join(df.columns[:12])}. ' + ('Separate the columns by commas.' if ';' in df.columns[0] else f'Say in {path.stem}.toml which one holds SMILES: smiles = "NAME".'))
     split = low.get(split.lower()) if split else None
     labels = [labels] if isinstance(labels, str) else [*labels]
-    if lost := [c for c in labels if c not in df]: raise DataError(f'{path} has no column {lost[0]}; it has {", ".join(df.columns[:12])}. Correct labels.')
-    names = labels or _label_columns(path, df, {column, split})
+    if lost := [c for c in labels if c not in df and labelled is not False]: raise DataError(f'{path} has no column {lost[0]}; it has {", ".join(df.columns[:12])}. Correct labels.')
+    names = [] if labelled is False else labels or _label_columns(path, df, {column, split}, labelled)
     if task not in (None, 'binary', 'regression'): raise DataError(f'{path}: task is {task!r}: it is "binary" or "regression".')
-    y = pd.DataFrame({c: _answers(path, c, df[c], positive, task) for c in names})
+    y = pd.DataFrame({c: _answers(path, c, df[c], positive, task) for c in names}, index=df.index)
     binary = bool((y.isin([0., 1.]) | y.isna()).all(axis=None))
     if task == 'binary' and not binary: raise DataError(f'{path}: task is binary, but {y.columns[0]} has other values than 0 and 1. Say positive = "VALUE".')
     where = None
@@ -263,27 +265,3 @@ def esol(path:str=None, # of the file, where it was fetched by hand; default: fe
     "ESOL (Delaney 2004) as MoleculeNet gives it: solubility in water"
     res = read_molecules(path or fetch('esol'), labels=['measured log solubility in mols per litre'], mixtures='keep', conflicts='keep')
     return replace(res, name='esol', y=res.y.set_axis(['logS'], axis=1))
-
-# %% ../../nbs/data/31_molecules.ipynb #2ee812eb
-#@title By name or by path
-def _said(path):
-    "What NAME.toml beside a file says: options of `read_molecules`, checked"
-    file,known = path.with_suffix('.toml'),[*signature(read_molecules).parameters][1:]
-    if not file.is_file(): return {}
-    try: said = tomllib.loads(file.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as e: raise DataError(f'{file} cannot be read as TOML: {e}. Write lines such as labels = ["active"].') from e
-    if odd := [k for k in said if k not in known]: raise unknown_name(f'{file}: option', odd[0], known)
-    used(file.name, digest_of(file))
-    return said
-
-def molecules_from(dataset:str, # name of a card ("iarc", "solubility", ...), or the path of a CSV file
-                   **kw, # for the loader; what it does not know is left out
-                  )->Molecules:
-    "Molecules by name or by path; a file that a card knows by its digest is read as that card says"
-    def fits(f): return {k: v for k,v in kw.items() if k in signature(f).parameters}
-    ours = {n: c for n,c in cards().items() if c.loader.startswith('medlearn.data.molecules:')}
-    if str(dataset) in ours: return globals()[ours[dataset].loader.partition(':')[2]](**fits(globals()[ours[dataset].loader.partition(':')[2]]))
-    path = Path(dataset).expanduser()
-    if not path.exists() and not path.suffix and '/' not in str(dataset): raise unknown_name('molecules', str(dataset), ours)
-    known = next((n for n in ('tox21', 'esol') if is_whole(path, card(n).file())), None)
-    return globals()[known](path) if known else read_molecules(path, **fits(read_molecules) | _said(path))

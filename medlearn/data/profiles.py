@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['value_kinds', 'gene_dates', 'spreadsheet', 'Profiles', 'labelled_profiles', 'tissues', 'as_logarithms',
-           'read_profiles', 'profiles_from', 'same_genes']
+           'read_profiles', 'same_genes']
 
 # %% ../../nbs/data/34_profiles.ipynb #16fe9efa
 import csv,gzip,re
 from dataclasses import dataclass,replace
 from pathlib import Path
 import numpy as np,pandas as pd
+from .folders import SPLITS
 from .images import Facts
 from .records import fetched,not_known,read_pickled
 from .splits import check_leak,split_by_group,Splits,tied,twins
-from ..kit.cards import card,cards,DataError,digest_of,unknown_name
-from ..kit.fetch import load,read_member,used
+from ..kit.cards import card,DataError,digest_of
+from ..kit.fetch import read_member,used
 
 # %% ../../nbs/data/34_profiles.ipynb #6d449c71
 #@title Names that became dates
@@ -272,7 +273,7 @@ def read_profiles(path:str, # of a table, CSV or separated by tabs; `.gz` is unp
     x,about = x.drop(columns=flat),about.loc[x.index]
     if x.shape[1] < 2 or about.label.nunique() < 2: raise DataError(f'{path}: {x.shape[1]} genes that vary and {about.label.nunique()} labels are left: at least 2 of each are needed.')
     if (old := spreadsheet(x.columns)): said.append(f'A spreadsheet would make dates of {", ".join([*old][:4])}: import names as text.')
-    split = about.split.str.lower().map(dict(train='train', valid='valid', test='test')).to_numpy() if 'split' in about else None
+    split = about.split.str.lower().map(SPLITS).to_numpy() if 'split' in about else None
     if split is not None and pd.isna(split).any(): raise DataError(f'{path}: sample {x.index[pd.isna(split)][0]} is in the split {about.split[pd.isna(split)].iloc[0]!r}: it is train, valid or test.')
     data = labelled_profiles(path.name, x, about.label.str.strip(), groups=about.patient.to_numpy(str) if 'patient' in about else None, split=None if split is None else split.astype(str), said=tuple(filter(None, [f'Read as {way}.', *said, how])))
     odd = pd.Series(data.labels).groupby(data.together).nunique()
@@ -280,15 +281,6 @@ def read_profiles(path:str, # of a table, CSV or separated by tabs; `.gz` is unp
     if split is not None: check_leak(data.split, data.together)
     used(path.name, digest_of(path))
     return data
-
-def profiles_from(dataset:str, # "tissue_gene_expression", "blood_cells", or the path of a table
-                  **kw, # for `read_profiles`
-                 )->Profiles:
-    "Profiles by name or by path"
-    if str(dataset) in (known := [n for n,c in cards().items() if c.loader.endswith((':tissues', ':blood_cells'))]): return load(str(dataset))
-    if Path(dataset).expanduser().is_file(): return read_profiles(dataset, **kw)
-    if '/' in str(dataset) or Path(dataset).suffix: raise DataError(f'{dataset} is not there. Check the path.')
-    raise unknown_name('table of profiles', str(dataset), known)
 
 def same_genes(data:Profiles, # new ones
                genes, # names, in the order of training

@@ -20,7 +20,7 @@ from rdkit.Chem.Scaffolds import MurckoScaffold
 from scipy.stats import wasserstein_distance
 from ..data.compounds import canonical
 from ..data.fingerprints import fingerprints,similarity
-from ..data.molecules import Molecules,molecules_from
+from ..data.molecules import Molecules
 from .evaluation import auroc
 from .judging import frechet
 from ..kit.cards import DataError
