@@ -148,7 +148,7 @@ def test_a_published_split_is_kept_and_a_leak_refused(tmp_path):
     d = P.read_profiles(written(some().assign(split=split), tmp_path/'s.csv'))
     assert list(d.divided().split) == [s.lower() for s in split] and len(d.part('test')) == 4
     refused('is in', written(some().assign(split=split, patient=['p']*12), tmp_path/'leak.csv'))
-    refused("in the split 'dev'", written(some().assign(split=['dev'] + split[1:]), tmp_path/'dev.csv'))
+    refused("in the split 'later'", written(some().assign(split=['later'] + split[1:]), tmp_path/'dev.csv'))
 
 
 @pytest.mark.parametrize('text, match', [
