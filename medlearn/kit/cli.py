@@ -15,6 +15,7 @@ from . import catalog,runner
 from .console import PlainErrors,show_bench,show_progress,show_results,show_sabotage,show_slowest,show_table,terminal
 from .doctor import ailments,check_device,lacking,machine_facts,requirements
 from .predict import predict_new
+from .study import audit_study
 
 # %% ../../nbs/kit/23_cli.ipynb #c7dbaac6
 _typer = dict(cls=PlainErrors, no_args_is_help=True, add_completion=False, rich_markup_mode=None,
@@ -112,6 +113,7 @@ def run(chapter:_Chapters=None, # names; none: all
 
 # %% ../../nbs/kit/23_cli.ipynb #b4b9e0aa
 app.command('predict')(predict_new)
+app.command('audit')(audit_study)
 
 # %% ../../nbs/kit/23_cli.ipynb #380cd4f2
 _Some = Annotated[list[str], Argument(help='Chapters or parts, like imaging/classification; none: only with --stale.')]
