@@ -160,6 +160,16 @@ def test_a_list_that_is_the_test_part_lies_at_no_distance():
     assert numbers['to known'] == pytest.approx(tanimoto()[:, :4].max(1).mean(), abs=1e-6)
 
 
+def test_properties_may_be_asked_of_the_first_molecules_alone():
+    from scipy.stats import wasserstein_distance
+    mine = [*SOME[::-1], *SOME[:3]]
+    every, first = (N.MoleculeYardstick(SOME, SOME, some=k).numbers(mine) for k in (None, 3))
+    assert {k: v for k, v in first.items() if k not in (*N.PROPERTIES, 'FCD')} == {k: v for k, v in every.items() if k not in (*N.PROPERTIES, 'FCD')}
+    for p in N.PROPERTIES:
+        assert first[p] == wasserstein_distance(N.drug_properties(SOME[::-1][:3])[p], N.drug_properties(SOME[:3])[p])
+        assert first[p] != every[p]
+
+
 def test_nothing_valid_gives_no_numbers_and_no_error():
     numbers = N.MoleculeYardstick(SOME, SOME).numbers(['C(', '', 'xx'])
     assert numbers['valid'] == 0 and all(np.isnan(v) for k, v in numbers.items() if k != 'valid')

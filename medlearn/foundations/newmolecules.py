@@ -121,10 +121,11 @@ def random_selfies(known, # SMILES, shape (m,)
 
 # %% ../../nbs/foundations/20_newmolecules.ipynb #28f5aed1
 #@title Valid, unique, novel
+_read = lru_cache(200_000)(canonical)
 def read_back(texts # that were written, shape (n,)
              )->np.ndarray: # canonical SMILES, shape (n,); None where a text is no molecule
     "What was written, read as molecules"
-    with rdBase.BlockLogs(): return np.array([canonical(t) if t else None for t in texts], object)
+    with rdBase.BlockLogs(): return np.array([_read(t) if t else None for t in texts], object)
 
 def unique_share(molecules, # canonical SMILES, shape (n,)
                  k:int=None, # only the first k, as "unique@k"; None: all
@@ -260,11 +261,11 @@ class MoleculeYardstick:
                  known, # canonical SMILES that were learned from
                  test, # canonical SMILES that nobody learned from
                  chemnet:ChemNet=None, # for the Fréchet ChemNet distance; None: left out
+                 some:int=None, # molecules of each list whose properties are compared, its first ones; None: all
                 ):
-        self.known,self.test,self.chemnet = np.asarray(known, object),np.asarray(test, object),chemnet
+        self.known,self.test,self.chemnet,self.some = np.asarray(known, object),np.asarray(test, object),chemnet,some
         self.prints = {n: morgan_bits(m) for n,m in (('known', self.known), ('test', self.test))}
-        self.counts = fragment_counts(self.test),scaffold_counts(self.test)
-        self.properties = drug_properties(self.test)
+        self.counts,self.properties = (fragment_counts(self.test), scaffold_counts(self.test)),drug_properties(self.test[:some])
     def near(self, molecules, to='known')->np.ndarray: return nearest_similarity(morgan_bits(molecules), self.prints[to])
     def numbers(self,
                 texts, # that were written, shape (n,); valid or not
@@ -282,7 +283,7 @@ class MoleculeYardstick:
         counts = fragment_counts(valid),scaffold_counts(valid)
         cosines = [count_cosine(a, b) for a,b in zip(counts, self.counts)]
         far = np.nan if self.chemnet is None else self.chemnet.distance(valid, self.test)
-        own = drug_properties(valid)
+        own = drug_properties(valid[:self.some])
         moved = [wasserstein_distance(own[c], self.properties[c]) for c in PROPERTIES]
         return res | dict(zip(names, [internal_diversity(prints), *near, *cosines, far, *moved]))
 
