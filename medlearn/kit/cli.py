@@ -14,7 +14,7 @@ from typer import Argument,Context,echo,Exit,Option,Typer
 from . import catalog,runner
 from .console import PlainErrors,show_bench,show_progress,show_results,show_sabotage,show_slowest,show_table,terminal
 from .doctor import ailments,check_device,lacking,machine_facts,requirements
-from .predict import predict_new
+from .predict import predict_new,serve_model
 from .study import audit_study
 
 # %% ../../nbs/kit/23_cli.ipynb #c7dbaac6
@@ -114,6 +114,7 @@ def run(chapter:_Chapters=None, # names; none: all
 # %% ../../nbs/kit/23_cli.ipynb #b4b9e0aa
 app.command('predict')(predict_new)
 app.command('audit')(audit_study)
+app.command('serve')(serve_model)
 
 # %% ../../nbs/kit/23_cli.ipynb #380cd4f2
 _Some = Annotated[list[str], Argument(help='Chapters or parts, like imaging/classification; none: only with --stale.')]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAGE', 'Limits', 'Refused', 'checked_upload', 'calibrate', 'drift', 'Ready', 'service', 'serve']
 
-# %% ../../nbs/trust/14_service.ipynb #fd281644
+# %% ../../nbs/trust/14_service.ipynb #34a50f96
 import asyncio,base64,io,json,math,os,secrets,struct,tempfile,threading,time,warnings,zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +21,7 @@ from ..kit.cards import DataError
 from ..kit.handover import NOTICE
 from ..kit.predict import find_model,read_model
 
-# %% ../../nbs/trust/14_service.ipynb #9a4acf3a
+# %% ../../nbs/trust/14_service.ipynb #9ed61ea8
 #@title Limits, and what is refused before it is read
 @dataclass(frozen=True)
 class Limits:
@@ -86,10 +86,9 @@ def checked_upload(data:bytes, # as it came
     if data[344:348] == b'n+1\0': return _check_nifti(data, limits) or 'nii',data
     raise Refused(415, 'This is no DICOM, PNG or NIfTI file.')
 
-# %% ../../nbs/trust/14_service.ipynb #7897e2ac
+# %% ../../nbs/trust/14_service.ipynb #9a3bb0c5
 #@title A model, what it is held against, and its answers
 def _marks(images): return np.c_[pixel_summaries(images), shrunk(images, 6)]
-
 def calibrate(folder:Path, # of a model that was handed over
               data, # `ImageSet` of labelled pictures that did not train it, one row a picture
               miss:float=.1, # share of sets that may lack the truth
@@ -203,7 +202,7 @@ def _overlay(x, fall, places, zoom=8):
     Image.fromarray(np.rint(rgb).astype(np.uint8)).resize((zoom*x.shape[1], zoom*x.shape[0]), Image.Resampling.NEAREST).save(out, 'PNG')
     return 'data:image/png;base64,' + base64.b64encode(out.getvalue()).decode()
 
-# %% ../../nbs/trust/14_service.ipynb #9fa1e600
+# %% ../../nbs/trust/14_service.ipynb #bfdde846
 #@title The service
 PAGE = '''<!doctype html><html lang="en"><meta charset="utf-8"><title>medlearn: %(notice)s</title>
 <style>body{font:16px sans-serif;max-width:40em;margin:2em auto}b.no{background:#c33;color:#fff;padding:.3em}img{image-rendering:pixelated}td{padding:.2em 1em}</style>
@@ -294,6 +293,7 @@ def serve(model:Path, # folder of a run with --report, or of one model
         side = Ready(folder, calibrated=False).config['shape'][0]
         found = images_from(data, **(dict(size=side, mm=1.75) if data == 'lidc_nodules' else dict(side=side)))
         calibrate(folder, found.part('valid') if 'valid' in found.splits else found)
+    warnings.simplefilter('ignore') # those of pydicom quote the header
     torch.set_num_threads(1)
     app = service(folder, token, log=log)
     tell(f'http://127.0.0.1:{port}/#{token}  ({NOTICE}; Ctrl-C ends it)')
