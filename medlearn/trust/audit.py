@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BLIND', 'NEAR', 'Findings', 'audit_file']
 
-# %% ../../nbs/trust/18_audit.ipynb #b92fa7cb
+# %% ../../nbs/trust/18_audit.ipynb #122cbf06
 from html import escape
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ from ..foundations.evaluation import auroc,estimate,resample
 from ..kit.cards import DataError
 from ..kit.study import study_from
 
-# %% ../../nbs/trust/18_audit.ipynb #0ab61228
+# %% ../../nbs/trust/18_audit.ipynb #327fd8d2
 #@title Findings
 BLIND = 'No audit of data sees: features chosen with the test rows in view, settings tuned on the test split, the best of many seeds, weights of the wrong epoch.'
 class Findings:
@@ -50,7 +50,7 @@ def _of_test(a, hit):
     k,n = int((hit & a.test).sum()),int(a.test.sum())
     return f'{k:,} of {n:,} test rows ({k/n:.1%})'
 
-# %% ../../nbs/trust/18_audit.ipynb #60f4ffff
+# %% ../../nbs/trust/18_audit.ipynb #aaf3553a
 #@title Splits and patients
 def _patients(f, a):
     if a.splits is None or a.ids is None: return f.lacked.update({'patients in two splits': 'splits= and ids='})
@@ -71,7 +71,7 @@ def _scaled(f, a):
         if odd: f.add('scaling fitted before the split', f'{len(odd)} columns: {_listed(odd)}', f'They have {what} over all rows, and not over those of training',
                       'Fit the scaling on training alone: put it into the pipeline that is fitted there')
 
-# %% ../../nbs/trust/18_audit.ipynb #e6c4e273
+# %% ../../nbs/trust/18_audit.ipynb #0f45050b
 #@title Twins among pictures and records
 NEAR = .01 # one less the correlation of two prints: below it they are one picture
 def _prints(images, side=16):
@@ -137,7 +137,7 @@ def _records(f, a):
         pairs += [*zip(here[near], before[j[near]])]
     _tell_twins(f, a, pairs, 'record')
 
-# %% ../../nbs/trust/18_audit.ipynb #5918ec9f
+# %% ../../nbs/trust/18_audit.ipynb #f2c06817
 #@title Columns, times and sites
 def _columns(f, a):
     if a.x is None or a.codes is None: return f.lacked.update({'a column that gives the answer away': 'records= and y='})
@@ -168,7 +168,7 @@ def _sites(f, a):
         f.add('site and answer go together', _listed(f'{s}: ' + ', '.join(f'{k} of {a.classes[c]}' for c,k in r.items()) for s,r in t.iterrows()),
               f"Cramér's V {v:.2f}", 'Judge within each site, or on a site that was not trained on')
 
-# %% ../../nbs/trust/18_audit.ipynb #cd272d71
+# %% ../../nbs/trust/18_audit.ipynb #758e6948
 #@title Predictions and what was reported of them
 def _metrics(y, p):
     "What can be reported of two classes; p is for the second"
@@ -205,7 +205,7 @@ def _reported(f, a):
         f.add('a metric that is not what was reported', name, f'{said:.3f} was reported, the test split gives {true:.3f}',
               f'It fits {how}: report the test split' if how else 'Say on which rows, at which threshold and over what it was averaged')
 
-# %% ../../nbs/trust/18_audit.ipynb #6180554b
+# %% ../../nbs/trust/18_audit.ipynb #d0da3146
 #@title What was handed over, checked
 _SAME = dict(training='train', val='valid', validation='valid', dev='valid', testing='test')
 def _sized(given):
@@ -246,7 +246,7 @@ def _placed(p, a, n):
     if bad.any(): raise DataError(f'audit: the prediction of {a.cases[bad.argmax()]} is no number ({bad.sum()} such rows).')
     return p
 
-# %% ../../nbs/trust/18_audit.ipynb #07d16994
+# %% ../../nbs/trust/18_audit.ipynb #abfdc918
 #@title The audit
 def audit(splits=None, # split of each row: "train", "valid", "test"
           ids=None, # patient of each row
@@ -289,7 +289,7 @@ def audit(splits=None, # split of each row: "train", "valid", "test"
     for look in (_patients, _pictures, _records, _scaled, _columns, _times, _sites, _predictions): look(f, a)
     return f
 
-# %% ../../nbs/trust/18_audit.ipynb #c5ec61f0
+# %% ../../nbs/trust/18_audit.ipynb #ecaa9a0e
 def audit_file(path, # a CSV table, a .npz in MedMNIST's layout, or a folder of pictures
                columns:dict=None, # of a table: patient, split, label, prediction, site, case, times, at -> its column
               )->Findings:

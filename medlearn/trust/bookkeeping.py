@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['best_of', 'slicewise_dice']
 
-# %% ../../nbs/trust/17_bookkeeping.ipynb #55c7d16b
+# %% ../../nbs/trust/17_bookkeeping.ipynb #ab390426
 import numpy as np
 from ..data.outlines import Mask,overlap
 from ..kit.cards import DataError
 
-# %% ../../nbs/trust/17_bookkeeping.ipynb #dd4b043a
+# %% ../../nbs/trust/17_bookkeeping.ipynb #e20e6fcd
 def best_of(values:np.ndarray, # one a case
             n:int, # cases that are tested on
             tries:int=1, # test sets that are looked at; the best is reported
@@ -25,7 +25,7 @@ def best_of(values:np.ndarray, # one a case
     picked = rng.random((draws, tries, len(values))).argpartition(n - 1, -1)[..., :n]
     return values[picked].mean(-1).max(-1)
 
-# %% ../../nbs/trust/17_bookkeeping.ipynb #63295326
+# %% ../../nbs/trust/17_bookkeeping.ipynb #b1e88613
 def slicewise_dice(a:Mask, # one reading
                    b:Mask, # another, of the same scan
                    empty:int=0, # slices around, in which both are empty: each counts 1

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['GUIDELINES', 'METRICS', 'WHOLE', 'PART', 'PERSON', 'EVIDENCE', 'items', 'checklist']
 
-# %% ../../nbs/trust/19_checklist.ipynb #d515e4ce
+# %% ../../nbs/trust/19_checklist.ipynb #79c0db71
 import re
 import pandas as pd
 from ..kit.cards import cards,DataError
 
-# %% ../../nbs/trust/19_checklist.ipynb #c38fe268
+# %% ../../nbs/trust/19_checklist.ipynb #52941bfd
 #@title Items of CLAIM 2024 and TRIPOD+AI, names shortened
 GUIDELINES = {
     'CLAIM 2024': ('Tejani et al., Radiology: Artificial Intelligence 6:e240300, 2024', '''
@@ -38,7 +38,7 @@ def items(guideline:str # "CLAIM 2024" or "TRIPOD+AI"
     if guideline not in GUIDELINES: raise DataError(f'{guideline!r} is not known here: it is one of {", ".join(GUIDELINES)}.')
     return dict(part.strip().split(' ', 1) for part in GUIDELINES[guideline][1].split(';'))
 
-# %% ../../nbs/trust/19_checklist.ipynb #1bc92406
+# %% ../../nbs/trust/19_checklist.ipynb #9652c848
 #@title Evidence in a record
 def _data(runs):
     known,found = cards(),{i['name']: i['digest'] for r in runs for i in r.get('inputs', [])}
