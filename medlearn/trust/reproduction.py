@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['inflation', 'inflation_row', 'plot_inflation']
 
-# %% ../../nbs/trust/16_reproduction.ipynb #bcdf55e3
+# %% ../../nbs/trust/16_reproduction.ipynb #ec71b837
 import numpy as np,pandas as pd
 from ..foundations.evaluation import mean_interval
 from ..kit.cards import DataError
 from ..kit.plots import own_axes
 
-# %% ../../nbs/trust/16_reproduction.ipynb #6d78de86
+# %% ../../nbs/trust/16_reproduction.ipynb #39967099
 def inflation(trial, # seed -> (score of the flawed arm, score of the repaired arm)
               repeats:int, # how often
               seed:int=0, # of the first repeat
