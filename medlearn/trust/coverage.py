@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['crops_around', 'usual_place']
 
-# %% ../../nbs/trust/06_coverage.ipynb #284f6821
+# %% ../../nbs/trust/06_coverage.ipynb #57faec31
 import numpy as np
 from dataclasses import replace
 from ..data.masks import MaskSet
 from ..kit.cards import DataError
 
-# %% ../../nbs/trust/06_coverage.ipynb #9fa8df1e
+# %% ../../nbs/trust/06_coverage.ipynb #068f5c5f
 #@title Crops around a click, and the usual place
 def crops_around(data:MaskSet, # with boxes
                  side:int=24, # of the crops, pixels
