@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['top_inside', 'pointing_game', 'mass_inside', 'randomised', 'show_maps']
 
-# %% ../../nbs/trust/01_explanation.ipynb #02f40dd2
+# %% ../../nbs/trust/01_explanation.ipynb #818451ef
 import copy
 import numpy as np,torch
 from ..kit.cards import DataError
 
-# %% ../../nbs/trust/01_explanation.ipynb #e75a58bb
+# %% ../../nbs/trust/01_explanation.ipynb #e1da7462
 #@title A map against a mask
 def _regions(worth, masks):
     worth,masks = np.asarray(worth, float),np.asarray(masks) > 0
@@ -39,7 +39,7 @@ def mass_inside(worth:np.ndarray, # maps, shape (n, *space)
     w = w.clip(0)
     with np.errstate(invalid='ignore'): return (w*m).sum(1)/w.sum(1)
 
-# %% ../../nbs/trust/01_explanation.ipynb #24a1e772
+# %% ../../nbs/trust/01_explanation.ipynb #003ca5bb
 #@title Weights destroyed, and maps drawn
 def randomised(model, # a Learner or a network; it stays as it is
                seed:int=0, # of the weights
@@ -74,7 +74,7 @@ def show_maps(images:np.ndarray, # shape (n, h, w), grey
             ax.imshow(v, **(dict(cmap='gray', vmin=0, vmax=255) if name == 'picture' else dict(cmap='PuOr_r', vmin=-top, vmax=top)))
             if masks is not None: ax.contour(masks[j] > 0, [.5], colors='k' if name != 'picture' else 'w', linewidths=.7)
             ax.spines[:].set_visible(False)
-            ax.set(xticks=[], yticks=[], title=titles[j] if titles is not None and row is axes[0] else '')
+            ax.set(xticks=[], yticks=[], title=titles[j] if titles is not None and name == 'picture' else '')
         row[0].set_ylabel(name, size=8)
     if caption: fig.supxlabel(caption, size=8)
     plt.close(fig)

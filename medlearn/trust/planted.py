@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['share_on']
 
-# %% ../../nbs/trust/02_planted.ipynb #b1e17c5d
+# %% ../../nbs/trust/02_planted.ipynb #54281fc1
 import numpy as np
 from ..foundations.attributions import explain
 from ..kit.cards import DataError
 
-# %% ../../nbs/trust/02_planted.ipynb #10fc5418
+# %% ../../nbs/trust/02_planted.ipynb #56c6fb2e
 #@title How much of an attribution lies on what was planted
 def share_on(worth:np.ndarray, # attributions, shape (n, ...)
              planted:np.ndarray, # where the reason lies: bool, same shape
