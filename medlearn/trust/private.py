@@ -6,14 +6,14 @@
 __all__ = ['private_net', 'looped_gradients', 'clipped', 'gaussian_delta', 'gaussian_epsilon', 'spent_epsilon', 'noise_for',
            'train_private', 'private_scores']
 
-# %% ../../nbs/trust/10_private.ipynb #7b363f37
+# %% ../../nbs/trust/10_private.ipynb #6ee12d2d
 import math,warnings
 import numpy as np,torch,torch.nn.functional as F
 from torch import nn,Tensor
 from ..foundations.evaluation import as_numbers,as_truth
 from ..kit.cards import DataError
 
-# %% ../../nbs/trust/10_private.ipynb #33f6cdb0
+# %% ../../nbs/trust/10_private.ipynb #3441e717
 #@title A network without batch normalisation, and gradients one by one
 def private_net(d:int, # inputs
                 width:int=16, # hidden units, a multiple of `groups`
@@ -45,7 +45,7 @@ def clipped(g:Tensor, # a gradient a row, shape (n, weights)
     if not norm > 0: raise DataError(f'a clipping norm of {norm}: give a number above 0.')
     return g*(norm/(g.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1)
 
-# %% ../../nbs/trust/10_private.ipynb #4042a612
+# %% ../../nbs/trust/10_private.ipynb #436da6b0
 #@title The Gaussian mechanism, and the accountant
 def gaussian_delta(epsilon:float, # of the promise
                    noise:float, # standard deviation over the clipping norm
@@ -102,7 +102,7 @@ def noise_for(epsilon:float, # wanted
     with warnings.catch_warnings(action='ignore'):
         return float(get_noise_multiplier(target_epsilon=epsilon, target_delta=delta, sample_rate=batch/n, steps=steps, accountant='rdp', epsilon_tolerance=min(.01, epsilon/50)))
 
-# %% ../../nbs/trust/10_private.ipynb #3031f29c
+# %% ../../nbs/trust/10_private.ipynb #861b24a9
 #@title A training with noise, or without
 def train_private(net:nn.Module, # (n, d) -> (n, 1), from `private_net`
                   x:np.ndarray, # people, float32, shape (n, d)
