@@ -5,20 +5,19 @@
 # %% auto #0
 __all__ = ['ROLES', 'study_from', 'audit_study']
 
-# %% ../../nbs/kit/27_study.ipynb #a9c04764
+# %% ../../nbs/kit/27_study.ipynb #218fdf35
 from pathlib import Path
 from typing import Annotated
 from typer import Argument,echo,Exit,Option
 from . import catalog
 from .cards import DataError
-from .fetch import load_npz
 
-# %% ../../nbs/kit/27_study.ipynb #c914f39f
+# %% ../../nbs/kit/27_study.ipynb #b4b6d49b
 ROLES = dict(splits=('split', 'splits', 'fold'), ids=('patient', 'patient_id', 'subject', 'subject_id', 'id'), cases=('case', 'file', 'name'),
              y=('label', 'y', 'target', 'outcome', 'truth'), prediction=('prediction', 'probability', 'score', 'p'),
              sites=('site', 'hospital', 'scanner', 'centre', 'center', 'batch'), at=('predicted_at', 'at'))
 
-# %% ../../nbs/kit/27_study.ipynb #419f0f79
+# %% ../../nbs/kit/27_study.ipynb #82a96d47
 def _read_study(path, columns):
     "Arguments of an audit from a table"
     import csv,pandas as pd
@@ -40,10 +39,11 @@ def _read_study(path, columns):
     rest = t.drop(columns={c for c in [*roles.values(), *times] if c is not None}).select_dtypes('number')
     return {k: None if c is None else t[c].to_numpy() for k,c in roles.items()} | dict(records=rest if rest.shape[1] else None, times=t[times] if times else None)
 
-# %% ../../nbs/kit/27_study.ipynb #02884a7d
+# %% ../../nbs/kit/27_study.ipynb #43f6d1c6
 def _read_pictures(path):
     "Arguments of an audit from a file in MedMNIST's layout"
     import numpy as np
+    from medlearn.kit.fetch import load_npz
     z = load_npz(path)
     parts = [s for s in ('train', 'val', 'test') if f'{s}_images' in z]
     if len(parts) < 2: raise DataError(f'{path} holds {", ".join(z) or "nothing"}: wanted are train_images, val_images, test_images and their labels.')
@@ -52,7 +52,7 @@ def _read_pictures(path):
     if y is not None and y.ndim == 2: y = y[:, 0] if y.shape[1] == 1 else None
     return dict(images=joined('images'), y=y, ids=joined('patients'), splits=np.repeat(parts, [len(z[f'{s}_images']) for s in parts]))
 
-# %% ../../nbs/kit/27_study.ipynb #20ab3c0d
+# %% ../../nbs/kit/27_study.ipynb #f06691a4
 def study_from(path, # a CSV table, or a .npz in MedMNIST's layout
                columns:dict=None, # of a table: part of a study, "patient", -> its column
               )->dict: # arguments of `medlearn.trust.audit.audit`
@@ -63,7 +63,7 @@ def study_from(path, # a CSV table, or a .npz in MedMNIST's layout
     if columns: raise DataError(f'{path} is no table: it has no column {next(iter(columns.values()))}. Leave the columns out.')
     return _read_pictures(path)
 
-# %% ../../nbs/kit/27_study.ipynb #b36055fe
+# %% ../../nbs/kit/27_study.ipynb #f7f7ecb8
 _Column = Annotated[list[str], Option('-c', '--column', metavar='PART=COLUMN', help='Which column is the patient, split, label, prediction, site, case, times or predicted_at; repeatable.')]
 
 def audit_study(path:Annotated[Path, Argument(help='A CSV table, a .npz file or a folder of pictures.')], # what is audited
