@@ -6,7 +6,7 @@
 __all__ = ['RULES', 'survivors', 'saved_bytes', 'released', 'bright_spots', 'TextFinder', 'blackened', 'rule_spans',
            'word_places', 'tagged_spans', 'redacted', 'keyed_pseudonym', 'moved_date']
 
-# %% ../../nbs/trust/08_identifiers.ipynb #afea0d27
+# %% ../../nbs/trust/08_identifiers.ipynb #a570355d
 import hashlib,hmac,io,re,warnings
 from datetime import date,timedelta
 import numpy as np
@@ -14,7 +14,7 @@ from ..data.deidentification import anonymise
 from ..data.entities import to_spans
 from ..kit.cards import DataError
 
-# %% ../../nbs/trust/08_identifiers.ipynb #666294e9
+# %% ../../nbs/trust/08_identifiers.ipynb #ececd296
 #@title Search the bytes, and refuse what still tells
 def survivors(raw:bytes, # of a saved file
               known:list, # texts that must not be in it
@@ -44,7 +44,7 @@ def released(ds, # pydicom `Dataset`; left as it is
         raise DataError(f'{len(left)} identifiers are still in the file, in {", ".join(said) or "its pixels"}: empty these elements, and clean the file again.')
     return new
 
-# %% ../../nbs/trust/08_identifiers.ipynb #72daa02f
+# %% ../../nbs/trust/08_identifiers.ipynb #d12ad50c
 #@title Bright spots, and which of them are letters
 def bright_spots(picture:np.ndarray, # uint8, shape (h, w)
                 )->tuple: # number of the spot of each pixel, 0 outside; a row of numbers for each spot
@@ -99,7 +99,7 @@ def blackened(picture:np.ndarray, # uint8, shape (h, w)
     if picture.shape != where.shape: raise DataError(f'a picture of shape {picture.shape}, and {where.shape} to blacken: they must be alike.')
     return np.where(where, 0, picture).astype(picture.dtype)
 
-# %% ../../nbs/trust/08_identifiers.ipynb #8ca460ca
+# %% ../../nbs/trust/08_identifiers.ipynb #59d2bd92
 #@title Rules
 _month = r'(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*\.?'
 RULES = {'date': rf'\b\d{{1,2}}[/.-]\d{{1,2}}[/.-](?:\d{{4}}|\d{{2}})\b|\b\d{{4}}-\d{{2}}-\d{{2}}\b|\b{_month} \d{{1,2}},? \d{{4}}\b|\b\d{{1,2}} {_month} \d{{4}}\b',
@@ -138,7 +138,7 @@ def redacted(text:str, # of a report
         last = max(last, b)
     return res + text[last:]
 
-# %% ../../nbs/trust/08_identifiers.ipynb #69d109df
+# %% ../../nbs/trust/08_identifiers.ipynb #75f0a52a
 #@title Pseudonyms and dates, by a key
 def _keyed(what, patient, key):
     if len(key) < 16: raise DataError(f'a key of {len(key)} letters can be guessed: give 16 or more, drawn at random, for example by secrets.token_hex(16).')
