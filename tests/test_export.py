@@ -110,6 +110,6 @@ def test_a_card_says_what_was_measured():
     said = dict(config=dict(classes=['a', 'b']), sha256='0'*64, methods=dict(patients=60))
     held = dict(claim='AUROC', value=.84, low=.79, high=.88, passed=True, source='definition: chance')
     text = model_card(said, [held, held | dict(claim='gain', passed=False)], 'students', 'patients')
-    assert 'not for clinical use' in text and '| AUROC |' in text and '**does not hold**' in text and 'patients: 60' in text
+    assert 'not for clinical use' in text and '| AUROC | 0.84' in text and '**does not hold**' in text and 'patients: 60' in text
     with pytest.raises(DataError, match='without evidence'): model_card(said, [], 'a', 'b')
     with pytest.raises(DataError, match='source'): model_card(said, [dict(claim='x', value=1, passed=True)], 'a', 'b')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OPSETS', 'Whole', 'whole', 'export_onnx', 'Runner', 'raced', 'quantised', 'model_card']
 
-# %% ../../nbs/trust/13_export.ipynb #27aaa965
+# %% ../../nbs/trust/13_export.ipynb #4d8d003c
 import json,time
 import numpy as np,torch
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..kit.handover import NOTICE
 from ..kit.predict import read_model
 from ..kit.result import told
 
-# %% ../../nbs/trust/13_export.ipynb #6f3edce5
+# %% ../../nbs/trust/13_export.ipynb #820d7fa3
 #@title From pixels to probabilities, as one network
 class Whole(nn.Module):
     "A handed-over model with all that happens before and after it: pixels 0 to 255, shape (n, h, w) or (n, h, w, 3), to probabilities"
@@ -52,7 +52,7 @@ def whole(folder:Path # of a model that imaging/classification handed over
         raise DataError(f'{folder}: a model of {said["by"].partition(":")[0]}; imaging/classification hands over what is exported here.')
     return Whole(weights, said['config']),said
 
-# %% ../../nbs/trust/13_export.ipynb #39df74ad
+# %% ../../nbs/trust/13_export.ipynb #5f6eb0e3
 #@title Export, and a runner that checks what it is given
 OPSETS = range(13, 27) # versions of the operations that the runner was tried with
 
@@ -84,12 +84,13 @@ class Runner:
         no = lambda why: DataError(f'{path}: {why}')
         if not Path(path).is_file(): raise no('it is not there. Check the path.')
         data = Path(path).read_bytes()
-        try:
-            model = onnx.load_model_from_string(data)
-            onnx.checker.check_model(model)
-        except Exception as e: raise no('it is damaged or cut off: no whole ONNX file. Export it again.') from e
+        damaged = 'it is damaged or cut off: no whole ONNX file. Export it again.'
+        try: model = onnx.load_model_from_string(data)
+        except Exception as e: raise no(damaged) from e
         opset = {o.domain: o.version for o in model.opset_import}.get('', 0)
-        if opset not in OPSETS: raise no(f'its operations are of version (opset) {opset}, {OPSETS[0]} to {OPSETS[-1]} are read here. Export it again, or convert it: onnx.version_converter.')
+        if opset and opset not in OPSETS: raise no(f'its operations are of version (opset) {opset}, {OPSETS[0]} to {OPSETS[-1]} are read here. Export it again, or convert it: onnx.version_converter.')
+        try: onnx.checker.check_model(model)
+        except Exception as e: raise no(damaged) from e
         self.facts = {p.key.removeprefix('medlearn.'): p.value for p in model.metadata_props}
         if 'classes' not in self.facts: raise no('it names no classes: it was not written by export_onnx.')
         missing = set(providers) - set(ort.get_available_providers())
@@ -105,7 +106,7 @@ class Runner:
         if x.dtype != np.uint8 and not (x.min() >= 0 and x.max() > 1 and x.max() <= 255): raise DataError(f'pixels from {x.min():.3g} to {x.max():.3g}: this file takes 0 to 255; it divides them itself.')
         return self.session.run(None, {self.session.get_inputs()[0].name: x.astype(np.float32)})[0]
 
-# %% ../../nbs/trust/13_export.ipynb #37d6e095
+# %% ../../nbs/trust/13_export.ipynb #23b72a45
 #@title A race by turns
 def raced(first, # function without arguments
           second, # likewise
@@ -125,7 +126,7 @@ def raced(first, # function without arguments
             seconds[r, k] = np.median(each)
     return tuple(np.exp(mean_interval(np.log(seconds[:, 0]/seconds[:, 1])))),seconds
 
-# %% ../../nbs/trust/13_export.ipynb #55394c64
+# %% ../../nbs/trust/13_export.ipynb #49875728
 #@title Numbers of 8 bits
 def quantised(path:Path, # of `export_onnx`
               out:Path, # file to write
@@ -148,7 +149,7 @@ def quantised(path:Path, # of `export_onnx`
     finally: logging.disable(logging.NOTSET)
     return Path(out)
 
-# %% ../../nbs/trust/13_export.ipynb #83203c08
+# %% ../../nbs/trust/13_export.ipynb #96622f16
 #@title A model card from claims
 def model_card(said:dict, # of model.json
                claims:list, # dicts: claim, value, low, high, passed, source, as results.json has them
@@ -160,7 +161,7 @@ def model_card(said:dict, # of model.json
     def row(c):
         lacks = {'claim', 'value', 'passed', 'source'} - set(c)
         if lacks: raise DataError(f'claim {c.get("claim", "without a name")!r} lacks {", ".join(sorted(lacks))}.')
-        value = (c['value'], c['low'], c['high']) if c.get('low') is not None else c['value']
+        value = [c['value'], c['low'], c['high']] if c.get('low') is not None else c['value']
         return f'| {c["claim"]} | {told(value)} | {"holds" if c["passed"] else "**does not hold**"} | {c["source"]} |'
     about = {'Chapter': said.get('chapter'), 'Classes': ', '.join(said['config']['classes']), 'Weights': said['sha256'][:16], **said.get('methods', {})}
     lines = [f'# Model card: {NOTICE}', '', f'**Meant for** {use}', '', f'**Not for** {not_for}', '']
