@@ -6,14 +6,14 @@
 __all__ = ['conformal_rank', 'cases_needed', 'conformal_cut', 'label_scores', 'ConformalSets', 'conformal_sets', 'covered_by',
            'cover_table', 'coverage_law', 'ConformalIntervals', 'conformal_intervals', 'missed_shares', 'control_risk']
 
-# %% ../../nbs/foundations/22_conformal.ipynb #514af5ca
+# %% ../../nbs/foundations/22_conformal.ipynb #422fa77a
 import math
 import numpy as np,pandas as pd
 from dataclasses import dataclass,field
 from .evaluation import as_numbers,mean_interval
 from ..kit.cards import DataError
 
-# %% ../../nbs/foundations/22_conformal.ipynb #2380bb81
+# %% ../../nbs/foundations/22_conformal.ipynb #bd668377
 def _level(alpha):
     "A promise that can be kept or broken"
     if not isinstance(alpha, (int, float, np.number)) or not 0 < alpha < 1:
@@ -44,7 +44,7 @@ def conformal_cut(scores:np.ndarray, # of the true answers of calibration cases,
                         f'{cases_needed(alpha)} are needed. Add cases, or allow more errors.')
     return float(np.partition(s, k - 1)[k - 1])
 
-# %% ../../nbs/foundations/22_conformal.ipynb #7e46dc3e
+# %% ../../nbs/foundations/22_conformal.ipynb #a3d268f4
 #@title Scores, and sets of labels
 def _probabilities(p, what='probabilities'):
     p = as_numbers(np.asarray(p), what)
@@ -123,7 +123,7 @@ def conformal_sets(p:np.ndarray, # probabilities of the calibration cases, shape
     cuts = {m: conformal_cut(own[g == m], alpha, what(m)) for m in members}
     return ConformalSets(cuts, alpha, score, kind, {m: int((g == m).sum()) for m in members}, seed)
 
-# %% ../../nbs/foundations/22_conformal.ipynb #ed4ebe0a
+# %% ../../nbs/foundations/22_conformal.ipynb #b2793eaf
 #@title What sets and intervals are worth
 def covered_by(sets:np.ndarray, # bool, shape (n, k)
                y:np.ndarray, # labels, shape (n,)
@@ -160,7 +160,7 @@ def coverage_law(n:int, # calibration cases
     if k > n: raise DataError(f'{n} calibration cases are too few for alpha = {alpha:g}: at least {cases_needed(alpha)} are needed.')
     return beta(k, n + 1 - k) if m is None else betabinom(m, k, n + 1 - k)
 
-# %% ../../nbs/foundations/22_conformal.ipynb #4f508849
+# %% ../../nbs/foundations/22_conformal.ipynb #5c1b6b8b
 #@title Intervals
 @dataclass
 class ConformalIntervals:
@@ -204,7 +204,7 @@ def conformal_intervals(y:np.ndarray, # truth of the calibration cases, shape (n
     cuts = {m: conformal_cut(s[g == m], alpha, f'group {m}' if by is not None else '') for m in members} or conformal_cut(s, alpha)
     return ConformalIntervals(cuts, alpha, spread is not None, {m: int((g == m).sum()) for m in members})
 
-# %% ../../nbs/foundations/22_conformal.ipynb #26668407
+# %% ../../nbs/foundations/22_conformal.ipynb #138dc63c
 #@title Risk control
 def missed_shares(score:np.ndarray, # of each pixel, shape (n, ...): higher is likelier lesion
                   mask:np.ndarray, # truth, bool, same shape

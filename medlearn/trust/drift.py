@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['ks_distance', 'kernel_width', 'mmd', 'told_apart_by']
 
-# %% ../../nbs/trust/07_drift.ipynb #b144c921
+# %% ../../nbs/trust/07_drift.ipynb #b417b6e1
 import numpy as np
 from ..foundations.evaluation import as_numbers
 from ..kit.cards import DataError
 
-# %% ../../nbs/trust/07_drift.ipynb #b3ea48c4
+# %% ../../nbs/trust/07_drift.ipynb #59fbaf03
 #@title Statistics that compare a month with the reference
 def _two(a, b, least=5):
     a,b = (as_numbers(np.asarray(v), n).astype(float) for v,n in ((a, 'reference'), (b, 'month')))

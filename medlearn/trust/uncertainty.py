@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['nll', 'mc_dropout', 'entropy', 'disagreement', 'kept_error']
 
-# %% ../../nbs/trust/05_uncertainty.ipynb #a280e137
+# %% ../../nbs/trust/05_uncertainty.ipynb #37c78d38
 import numpy as np,torch
 from torch import nn
 from fastai.learner import Learner
@@ -13,7 +13,7 @@ from ..foundations.evaluation import as_numbers,check_scores
 from ..foundations.training import predict
 from ..kit.cards import DataError
 
-# %% ../../nbs/trust/05_uncertainty.ipynb #321f4f4e
+# %% ../../nbs/trust/05_uncertainty.ipynb #e403652e
 def nll(y:np.ndarray, # truth: bool, shape (n,)
         p:np.ndarray, # probability of true, shape (n,)
         w:np.ndarray=None, # weights, shape (b, n)
@@ -23,7 +23,7 @@ def nll(y:np.ndarray, # truth: bool, shape (n,)
     p = p.clip(1e-6, 1 - 1e-6)
     return w@-np.log(np.where(y, p, 1 - p))/w.sum(1)
 
-# %% ../../nbs/trust/05_uncertainty.ipynb #22c24085
+# %% ../../nbs/trust/05_uncertainty.ipynb #c62bcdf3
 def mc_dropout(learn:Learner, # trained; its model has dropout layers
                images:np.ndarray, # raw pixels
                passes:int=20, # with other units switched off
@@ -41,7 +41,7 @@ def mc_dropout(learn:Learner, # trained; its model has dropout layers
         for h in hooks: h.remove()
         learn.model.eval()
 
-# %% ../../nbs/trust/05_uncertainty.ipynb #26643d3c
+# %% ../../nbs/trust/05_uncertainty.ipynb #26007fc0
 def entropy(p:np.ndarray, # probabilities, last axis: classes
            )->np.ndarray: # one axis less; 0 is sure
     "Entropy, in nats"
@@ -55,7 +55,7 @@ def disagreement(p:np.ndarray # probabilities, shape (members, n, classes)
     if p.ndim != 3 or len(p) < 2: raise DataError(f'probabilities of shape {p.shape}: (members, cases, classes) of two members or more is wanted.')
     return (entropy(p.mean(0)) - entropy(p).mean(0)).clip(0)
 
-# %% ../../nbs/trust/05_uncertainty.ipynb #a5bc254b
+# %% ../../nbs/trust/05_uncertainty.ipynb #89c6e26a
 def kept_error(wrong:np.ndarray, # bool, shape (n,)
                unsure:np.ndarray, # higher is passed on first, shape (n,)
                w:np.ndarray=None, # weights, shape (b, n)
