@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['cut_from_harm', 'alarms', 'burden', 'watch', 'clinic_sheet', 'rules']
 
-# %% ../../nbs/trust/15_oversight.ipynb #1c285917
+# %% ../../nbs/trust/15_oversight.ipynb #fff693d1
 import numpy as np,pandas as pd
 from ..foundations.calibration import net_benefit
 from ..foundations.evaluation import as_numbers,as_truth,check_alike,estimate,resample
 from ..kit.cards import DataError
 from ..kit.handover import NOTICE
 
-# %% ../../nbs/trust/15_oversight.ipynb #6840b476
+# %% ../../nbs/trust/15_oversight.ipynb #83e861b3
 #@title Thresholds, alarms, and what they come to
 def cut_from_harm(misses:float # how many needless calls one missed patient is worth
                  )->float: # ring where the risk is above this
@@ -52,7 +52,7 @@ def burden(patient:np.ndarray, # of each visit, shape (n,)
     return {'bells': int(rings.sum()), 'a day, 1,000 patients': rings.sum()/years*1000/365.25, 'right': y[rings].mean() if rings.any() else np.nan,
             'again for the same patient': int(again), 'people with the event': len(ill), 'of whom it rang for': len(heard)}
 
-# %% ../../nbs/trust/15_oversight.ipynb #7069b9a1
+# %% ../../nbs/trust/15_oversight.ipynb #424b128d
 #@title When to switch it off
 def watch(y:np.ndarray, # what happened: bool, shape (n,)
           p:np.ndarray, # what was promised, shape (n,)
@@ -78,7 +78,7 @@ def watch(y:np.ndarray, # what happened: bool, shape (n,)
     return {'events': n, 'promised': float(expected), 'observed over expected': n/expected, 'low': low, 'high': high, 'net benefit gained': worth[0],
             'bells': bells, 'switch off': '; '.join(why)}
 
-# %% ../../nbs/trust/15_oversight.ipynb #2eda9238
+# %% ../../nbs/trust/15_oversight.ipynb #6eaab2fa
 #@title One page for those on duty, and the rules
 def clinic_sheet(use:str, # what it is for
                  users:str, # who acts
