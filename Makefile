@@ -13,7 +13,7 @@ course: $(READY)
 
 # Break every chapter that trains on purpose, and list the claims that fell: each chapter has to notice.
 prove: $(READY)
-	$(BIN)/medlearn run foundations imaging sequences molecules --sabotage answers
+	$(BIN)/medlearn run foundations imaging sequences molecules trust --sabotage answers
 
 # Measure again, in full, what is on record and has changed since: hours; interrupted, it goes on from there.
 measure: $(READY)
@@ -21,7 +21,7 @@ measure: $(READY)
 
 # The chapters that train, by the rules of a GPU, where there is none: tests/pretended_gpu/rules.py says which rules.
 pretend-gpu: $(READY)
-	PYTHONPATH=tests/pretended_gpu $(BIN)/medlearn run foundations imaging sequences molecules --profile smoke
+	PYTHONPATH=tests/pretended_gpu $(BIN)/medlearn run foundations imaging sequences molecules trust --profile smoke
 
 # Every chapter beside Colab's packages at Colab's versions, which the chapters' set-up cells must not move: in .colab, 6 GB
 colab-lane: $(READY)

@@ -13,9 +13,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np,pandas as pd
-from .images import Facts,ImageSet,medmnist
+from .images import Facts,ImageSet,medmnist,read_npz
 from .large import members
+from .outlines import lidc_nodules
 from .facts import facts
+from .folders import picture_folder
 from .pictures import is_picture,files_below
 from .samples import holds_traces
 from .shortcuts import further
@@ -28,11 +30,11 @@ from ..kit.fetch import load,used
 class Kind(NamedTuple):
     "One kind of data: what it is, and who reads it"
     what: str # in words
-    reader: str # "module:function" of a path; imported when it is needed
+    reader: object # function of a path; a text "module:function" is imported when it is needed
 kinds = dict(
-    pictures=Kind('a folder of pictures with labels', 'folders:picture_folder'),
-    images=Kind('images and labels in one file, in the layout of MedMNIST', 'images:read_npz'),
-    cubes=Kind('volumes and labels in one file, in the layout of MedMNIST', 'images:read_npz'),
+    pictures=Kind('a folder of pictures with labels', picture_folder),
+    images=Kind('images and labels in one file, in the layout of MedMNIST', read_npz),
+    cubes=Kind('volumes and labels in one file, in the layout of MedMNIST', read_npz),
     masks=Kind('pictures and masks in one file', 'masks:npz_masks'),
     mask_folder=Kind('a folder of pictures and one of masks', 'masks:mask_folder'),
     volumes=Kind('volumes and their masks', 'volumes:nifti_pairs'),
@@ -55,8 +57,8 @@ kinds = dict(
 
 def _read_by(kind):
     "The function that reads a kind"
-    module,_,name = kind.reader.partition(':')
-    try: return getattr(import_module(f'medlearn.data.{module}'), name)
+    module,_,name = (None, None, kind.reader) if callable(kind.reader) else kind.reader.partition(':')
+    try: return getattr(import_module(f'medlearn.data.{module}'), name) if module else name
     except ModuleNotFoundError as e: raise DataError(f'{kind.what[0].upper()}{kind.what[1:]}: reading them needs {e.name}, which is not installed. Install medlearn with its extra molecules.') from e
 
 def _pair(p): return next((n for n in (('imagesTr', 'labelsTr'), ('images', 'labels'), ('images', 'masks')) if all((p/x).is_dir() for x in n)), None)
@@ -164,9 +166,8 @@ def said_of(path:str, # of the data
 def _read(path, kind, kw):
     "Data of a kind, read with what its dataset.toml says"
     p,reader = Path(path).expanduser(),_read_by(kinds[kind])
-    takes = inspect.signature(reader).parameters
     where = [p/n for n in _pair(p)] if kind in ('mask_folder', 'volumes') else [p]
-    return reader(*where, **({k: v for k,v in kw.items() if k in takes} | said_of(p, kind)))
+    return reader(*where, **({k: v for k,v in kw.items() if k in inspect.signature(reader).parameters} | said_of(p, kind)))
 def _wanted(path, among, kw):
     "Data at a path, of one of some kinds"
     kind = kind_of(path)
@@ -177,8 +178,7 @@ def _by_card(dataset, what, rooms, among, kw):
     "Data by the name of a card that some rooms read, or by path; a table without a mark of its kind is given to the reader"
     name,ours = str(dataset),{n: c.loader for n,c in cards().items() if c.loader.startswith(tuple(f'medlearn.data.{r}:' for r in rooms))}
     if name in ours:
-        takes = inspect.signature(_read_by(kinds[among]._replace(reader=ours[name].removeprefix('medlearn.data.')))).parameters
-        return load(name, **{k: v for k,v in kw.items() if k in takes or 'kw' in takes})
+        return load(name, **{k: v for k,v in kw.items() if {k, 'kw'} & {*inspect.signature(_read_by(kinds[among]._replace(reader=ours[name].removeprefix('medlearn.data.')))).parameters}})
     if not _path_like(name): raise unknown_name(what, name, ours)
     return _read(name, among, kw) if kind_of(name) in ('table', 'reports', 'traces') else _wanted(name, (among,), kw)
 def images_from(dataset:str, # "lidc_nodules", a MedMNIST name ("pathmnist", "pathmnist_64"), a `.npz` file, or a folder of pictures
@@ -187,7 +187,7 @@ def images_from(dataset:str, # "lidc_nodules", a MedMNIST name ("pathmnist", "pa
                )->ImageSet:
     "Images by name or by path"
     name = str(dataset)
-    if name == 'lidc_nodules': return load(name, **kw)
+    if name == 'lidc_nodules': return lidc_nodules(**kw)
     if _path_like(name): return _wanted(name, ('images', 'pictures'), dict(side=side) | kw)
     stem,size = re.fullmatch(r'(.*?)(?:[_@](\d+))?', name).groups()
     return medmnist(stem, **(kw | (dict(size=int(size)) if size else {})))
