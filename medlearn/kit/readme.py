@@ -48,7 +48,7 @@ def about(path:Path # of a chapter's notebook
         data=re.sub(r'\s*\([^)]*\)', '', said('data: (.*)')), needs=one_line(told('You need')), afterwards=one_line(told('Afterwards you can')))
 
 # %% ../../nbs/kit/25_readme.ipynb #937e0336
-parts = dict(data='Meet the data', foundations='Foundations: what every part needs', imaging='Imaging', sequences='Sequences: records, signals, text', molecules='Molecules and genomes')
+parts = dict(data='Meet the data', foundations='Foundations: what every part needs', imaging='Imaging', sequences='Sequences: records, signals, text', molecules='Molecules and genomes', trust='Trust: explained, fair, certain, private, deployed, reproduced')
 
 def _row(path):
     "A chapter's row of the table"
