@@ -111,9 +111,10 @@ def show_plainly()->None:
     "Let a kernel show NumPy's numbers as Python shows its own"
     shell = getattr(sys.modules.get('IPython'), 'get_ipython', lambda: None)()
     if shell is None: return
+    import numpy as np
     texts = shell.display_formatter.formatters['text/plain']
-    for kind in ('float64', 'float32', 'float16', 'int64', 'int32', 'int16', 'int8', 'uint8', 'bool'):
-        texts.for_type_by_name('numpy', kind, lambda number, page, cycle: page.text(str(number)))
+    for kind in (np.float64, np.float32, np.float16, np.int64, np.int32, np.int16, np.int8, np.uint8, np.bool_):
+        texts.for_type(kind, lambda number, page, cycle: page.text(str(number)))
 show_plainly()
 
 # %% ../../nbs/kit/10_machine.ipynb #5d60caa1

@@ -128,7 +128,7 @@ def train_private(net:nn.Module, # (n, d) -> (n, 1), from `private_net`
         if wrong := ModuleValidator.validate(net, strict=False): raise DataError(f'this network cannot be trained privately: {wrong[0]}. Take GroupNorm, and look at the number of its groups.')
     torch.manual_seed(seed)
     data = TensorDataset(torch.as_tensor(x), torch.as_tensor(y).float())
-    opt,dl = torch.optim.SGD(net.parameters(), lr, momentum=momentum),DataLoader(data, batch, shuffle=True, drop_last=True)
+    opt,dl = torch.optim.SGD(net.parameters(), lr, momentum=momentum),DataLoader(data, batch, shuffle=True, drop_last=noise is None)
     model = net.train()
     if noise is not None:
         with warnings.catch_warnings(action='ignore'):
