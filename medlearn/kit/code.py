@@ -220,7 +220,7 @@ def all_code(path:Path, # a chapter's notebook
            )->tuple: # (list of the code of its cells, dict of each reached module as "part/topic" -> digest)
     "All code of a chapter, and all of medlearn that it reaches"
     codes = _codes(_cells(path))
-    return codes, _closure({n for c in codes for n in _imports(ast.parse(c))}, Path(home or _home))
+    return codes, _closure({n for c in codes if 'medlearn' in c for n in _imports(ast.parse(c))}, Path(home or _home))
 
 # %% ../../nbs/kit/07_code.ipynb #fb2ed4fa
 _training = re.compile(r'(?i)(?:.*_)?(?:fit|fine_tune|train|lr_find|train_\w+|fit_\w+|backward)$')

@@ -34,13 +34,13 @@ def _heads(module):
 # %% ../../nbs/kit/12_kernels.ipynb #7d32c8d9
 _left_out = {'medlearn', 'nbformat', 'nbclient', 'papermill', *sys.stdlib_module_names} # read anew by each kernel; what only the kit uses; what takes no time
 def to_warm(paths, # of the notebooks that will run
-            at_least:int=2, # how many of them import it
+            at_least:int=3, # how many of them import it; what two kernels need is had as soon by each of them at once
            )->list: # of names of modules, most wanted first
     "Modules outside medlearn that several chapters import"
     seen = Counter()
     for path in paths:
         codes,modules = all_code(path)
-        told = [_named(ast.walk(ast.parse(c))) for c in codes] + [_heads(name) for name in modules]
+        told = [_named(ast.walk(ast.parse(c))) for c in codes if 'import' in c] + [_heads(name) for name in modules]
         seen.update({name for names in told for name in names})
     return [n for n,k in seen.most_common() if k >= at_least and n.split('.')[0] not in _left_out]
 
