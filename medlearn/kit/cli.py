@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Annotated
 from typer import Argument,Context,echo,Exit,Option,Typer
 from . import catalog,runner
+from .compare import report_runs
 from .console import PlainErrors,show_bench,show_progress,show_results,show_sabotage,show_slowest,show_table,terminal
 from .doctor import ailments,check_device,lacking,machine_facts,requirements
 from .predict import predict_new,serve_model
+from .report import leave_report
 from .study import audit_study
 
 # %% ../../nbs/kit/23_cli.ipynb #c7dbaac6
@@ -106,15 +108,12 @@ def run(chapter:_Chapters=None, # names; none: all
     show_slowest([r for r in rows if not r.get('reused')], out)
     echo(f'{cache.hits} of {len(rows)} results came from the cache; --fresh runs their chapters, too.')
     for _,text in cache.said: echo(f'medlearn: {text}', err=True)
-    echo(f'Executed notebooks: {out}\nResults: {out/"results.json"}')
-    for r in rows:
-        if r.get('result'): echo(f'Result page: {out/r["result"]}')
+    echo(f'Executed notebooks: {out}\nResults: {out/"results.json"}\n{leave_report(out)}')
+    for r in filter(lambda r: r.get('result'), rows): echo(f'Result page: {out/r["result"]}')
     raise Exit(status)
 
 # %% ../../nbs/kit/23_cli.ipynb #b4b9e0aa
-app.command('predict')(predict_new)
-app.command('audit')(audit_study)
-app.command('serve')(serve_model)
+for _name,_does in dict(predict=predict_new, audit=audit_study, serve=serve_model, report=report_runs).items(): app.command(_name)(_does)
 
 # %% ../../nbs/kit/23_cli.ipynb #380cd4f2
 _Some = Annotated[list[str], Argument(help='Chapters or parts, like imaging/classification; none: only with --stale.')]

@@ -17,6 +17,7 @@ from .catalog import (cells_of,chapters,choose,dataset_path,describe,nearest,own
                                  path_or_text,WrongUsage)
 from .machine import cores,foreign_paths,threads_of
 from .result import clear,write_page
+from .runs import note_library
 from .workers import Crew,process,write_whole
 
 # %% ../../nbs/kit/13_runner.ipynb #71f39de9
@@ -120,7 +121,7 @@ def row_of(job:Job, # what was run
                 started=time.strftime('%Y-%m-%dT%H:%M:%S%z', time.localtime(began)),
                 sabotage=job.sabotage, shuffled=sum(s.get('rows', 0) for s in facts['sabotage']),
                 **{k: run.get(k) for k in ('device', 'gpu', 'processor', 'threads')}, data=facts['data'], own_data=how.get('own_data'),
-                **{k: run.get(k) or v for k,v in _here().items()}, sha256=how['sha256'],
+                **{k: run.get(k) or v for k,v in _here().items()}, sha256=how['sha256'], library=note_library(out),
                 notebook=f'{job.stem}.ipynb' if notebook.exists() else None, **{k: facts[k] for k in ('claims', 'kept', 'methods')})
 
 def write_row(job:Job, # what was run
@@ -258,9 +259,8 @@ def run(work, # list of `Job`, from `plan`
         warm:bool=None, # kernels from a nursery? None: where it pays
        )->list: # records, in the order of `work`
     "Run jobs side by side; one that breaks is a record like any other"
-    stop,lock,rows,out = threading.Event(),threading.Lock(),{},Path(out)
-    needs = kept.needs if kept else {}
-    jobs,left = jobs or how_many(work, needs),[]
+    stop,lock,rows,left,out,needs = threading.Event(),threading.Lock(),{},[],Path(out),kept.needs if kept else {}
+    jobs = jobs or how_many(work, needs)
     threads = threads_of(work, jobs)
     for job in work:
         if row := known(job, out, resume, kept, threads, device): settle(job, row, rows, out, tell)
