@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'RecordError', 'data_folder', 'record_path', 'read_record', 'write_record', 'changed', 'provenance', 'Shown',
-           'short_parameters', 'reached', 'fell', 'published']
+           'short_parameters', 'recorded', 'reached', 'fell', 'published']
 
 # %% ../../nbs/kit/08_figures.ipynb #bf268ab4
 import base64,json,re
@@ -183,6 +183,23 @@ def _chosen(record, name, path, params):
     return [r for r in fits if name in r['kept'] and r['parameters'] == fits[0]['parameters']]
 
 # %% ../../nbs/kit/08_figures.ipynb #9c82a277
+def _on_record(chapter, name, dataset, folder, nbs, params):
+    "A chapter's runs on record that kept `name`, and what has changed since"
+    path,record = catalog.chapters(nbs).get(chapter),read_record(chapter, folder)
+    if not path: raise RecordError(f'no chapter is called {chapter!r}; nearest: {catalog.nearest(chapter, catalog.chapters(nbs))}')
+    runs = _chosen(record, name, path, params | (dict(dataset=dataset) if dataset else {})) if record else []
+    return runs,list(dict.fromkeys(c for r in runs for c in changed(r, path)))
+
+def recorded(name:str, # of a table, as in `keep`
+             chapter:str, # "part/topic"
+             dataset:str=None, # for which data; default: the chapter's own
+             folder:Path=None, # of records; default: the course's own
+             nbs:Path=None, # of notebooks; default: the course's own
+            )->tuple: # (column names, rows of texts, runs of the record, what has changed since); empty where no run is on record
+    "A table that full runs kept, merged over the seeds"
+    runs,since = _on_record(chapter, name, dataset, folder, nbs, {})
+    return *(_merged([r['kept'][name] for r in runs], 3) if runs else ([], [])),runs,since
+
 def reached(name:str, # as in `keep`
             dataset:str=None, # for which data; default: the chapter's own
             chapter:str=None, # "part/topic"; default: the one that runs
@@ -193,15 +210,11 @@ def reached(name:str, # as in `keep`
             **params, # further parameters that the run was given
            )->Shown:
     "Show what full runs kept under a name: the mean and range over the seeds, and how it was measured"
-    chapter = chapter or _this_chapter()
-    if not chapter: raise RecordError('reached: run the cell with "#| default_exp" first, or say chapter="part/topic"')
-    path,record = catalog.chapters(nbs).get(chapter),read_record(chapter, folder)
-    if not path: raise RecordError(f'no chapter is called {chapter!r}; nearest: {catalog.nearest(chapter, catalog.chapters(nbs))}')
-    runs = _chosen(record, name, path, params | (dict(dataset=dataset) if dataset else {})) if record else []
+    if not (chapter := chapter or _this_chapter()): raise RecordError('reached: run the cell with "#| default_exp" first, or say chapter="part/topic"')
+    runs,since = _on_record(chapter, name, dataset, folder, nbs, params)
     if not runs:
         of = f' -p dataset={Path(dataset).name}' if dataset else ''
         return _shown('', f'No full run is on record for these data: medlearn measure {chapter}{of}', [])
-    since = list(dict.fromkeys(c for r in runs for c in changed(r, path)))
     kept = [r['kept'][name] for r in runs]
     if kept[0]['kind'] == 'picture': return _shown(_image(kept[0], chapter, folder), provenance(runs), since)
     if kept[0]['kind'] == 'table': columns,rows = _merged(kept, digits)
