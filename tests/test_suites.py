@@ -1,6 +1,7 @@
 "Suites: the course's own full runs beside what others have published"
 import pytest
 from medlearn.kit import suites as S
+from medlearn.kit.catalog import WrongUsage
 from medlearn.kit.figures import RecordError,write_record
 
 RUN = dict(parameters=dict(dataset='breastmnist'), date='2026-12-01', commit='c', device='cpu', processor='p', threads=1, seconds=60, inputs=[], code={}, claims=[])
@@ -52,4 +53,23 @@ def test_bad_suites_are_named(tmp_path, text, said):
 
 
 def test_unknown_suite():
-    with pytest.raises(RecordError, match="no suite is called 'mednist'; there are medmnist"): S.suite('mednist')
+    with pytest.raises(WrongUsage, match="no suite is called 'mednist'; there are medmnist"): S.suite('mednist')
+
+
+def test_what_is_asked_for():
+    assert S.to_fill(name='text', seeds=(1,)) == S.suite_jobs('text', (1,))
+    assert {j.chapter for j in S.to_fill(['data/splits'], seeds=(1,))} == {'data/splits'}
+    for asked in (dict(), dict(names=['data/splits'], name='text'), dict(name='text', stale=True)):
+        with pytest.raises(WrongUsage): S.to_fill(**asked)
+
+
+def test_command(monkeypatch):
+    from typer.testing import CliRunner
+    from medlearn.kit import measure as M
+    from medlearn.kit.cli import app
+    asked = []
+    monkeypatch.setattr(M, 'measure', lambda jobs, *a, **kw: asked.extend(jobs) or [])
+    end = CliRunner().invoke(app, ['measure', '--suite', 'genes', '--seed', '2'])
+    assert end.exit_code == 0, end.output
+    assert 'KBANN' in end.output and [(j.chapter, j.seed) for j in asked] == [('molecules/splicing', 2)]
+    assert CliRunner().invoke(app, ['measure', '--suite', 'gens']).exit_code == 2

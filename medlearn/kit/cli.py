@@ -116,10 +116,11 @@ def run(chapter:_Chapters=None, # names; none: all
 for _name,_does in dict(predict=predict_new, audit=audit_study, serve=serve_model, report=report_runs).items(): app.command(_name)(_does)
 
 # %% ../../nbs/kit/23_cli.ipynb #380cd4f2
-_Some = Annotated[list[str], Argument(help='Chapters or parts, like imaging/classification; none: only with --stale.')]
+_Some = Annotated[list[str], Argument(help='Chapters or parts, like imaging/classification; none: only with --stale or --suite.')]
 _Stale = Annotated[bool, Option('--stale', help='Those on record whose code has changed since.')]
 _Fresh = Annotated[bool, Option('--fresh', help='Measure again what is up to date, too.')]
 _Kinds = Annotated[str, Option(metavar='KIND,KIND', help='Kinds of sabotage to try in smoke, or "".')]
+_Suite = Annotated[str, Option(help='What one table of published figures needs: medmnist, segmentation, ...')]
 
 # %% ../../nbs/kit/23_cli.ipynb #90e18e35
 @app.command()
@@ -127,6 +128,7 @@ def measure(chapter:_Some=None, # names
             seed:_Seeds=None, # none: what the chapter wants
             param:_Params=None, # "key=value", instead of what the chapter wants
             stale:_Stale=False, # those whose code has changed
+            suite:_Suite=None, # what a table of the front page needs
             fresh:_Fresh=False, # also what is up to date
             sabotage:_Kinds='answers,untrained,leak', # kinds to try
             out:_Out=None, # folder of the executed notebooks
@@ -136,11 +138,8 @@ def measure(chapter:_Some=None, # names
     from medlearn.kit import figures as f,measure as m
     if f.data_folder().name == '_data' and not nbs:
         raise catalog.WrongUsage('measure writes into a checkout: install medlearn from one, pip install -e')
-    if not chapter and not stale: raise catalog.WrongUsage('measure: name chapters, or say --stale')
-    among = catalog.chapters(nbs)
-    names = catalog.choose(chapter or (), among)
-    if stale: names = [n for n in names if m.state(n, among[n])['state'] == 'changed since']
-    work = [job for n in names for job in m.to_measure(n, seed or (), _params(param), nbs=nbs)]
+    from medlearn.kit.suites import suite_text,to_fill
+    work = to_fill(chapter, stale, suite, seed or (), _params(param), nbs)
     kinds,out = [k for k in sabotage.split(',') if k],runner.run_folder(out or Path('runs/measure'))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -149,6 +148,7 @@ def measure(chapter:_Some=None, # names
         echo('\nmedlearn: interrupted. What was finished is on record; the same command goes on from there.', err=True)
         raise Exit(130) from None
     for line in broken: echo(f'not measured: {line}', err=True)
+    if suite: echo(suite_text(suite))
     raise Exit(int(bool(broken)))
 
 # %% ../../nbs/kit/23_cli.ipynb #4aee4861
