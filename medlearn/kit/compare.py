@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['moves', 'differing', 'likeliest', 'spread_of', 'compare_runs', 'in_sentences', 'report_runs']
 
-# %% ../../nbs/kit/31_compare.ipynb #07ca7c6d
+# %% ../../nbs/kit/31_compare.ipynb #0e17a909
 import json,re
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +17,7 @@ from .report import bounds_of,fill_page,write_report
 from .runs import library_of,read_runs,sound_row
 from .workers import write_whole
 
-# %% ../../nbs/kit/31_compare.ipynb #705f5e43
+# %% ../../nbs/kit/31_compare.ipynb #343fdd55
 def _same(a, b): return a == b or (None not in (a, b) and f'{a:.6g}' == f'{b:.6g}')
 def _inside(value, claim): return None not in (value, claim['low'], claim['high']) and claim['low'] <= value <= claim['high']
 
@@ -37,7 +37,7 @@ def moves(a:list, # claims of one run
         res.append(dict(claim=name, a=x, b=y, state=state))
     return res
 
-# %% ../../nbs/kit/31_compare.ipynb #d70e77f0
+# %% ../../nbs/kit/31_compare.ipynb #f6641f84
 _chief = 'torch fastai numpy torchvision scikit-learn scikit-image pandas python'.split()
 
 def _parameters(a, b):
@@ -100,7 +100,7 @@ def differing(a:dict, # a record, from `sound_row`
         if cause in found: found = {k: v for k,v in found.items() if k not in with_it}
     return [dict(cause=k, what=v) for k,v in found.items()]
 
-# %% ../../nbs/kit/31_compare.ipynb #2a9b87bd
+# %% ../../nbs/kit/31_compare.ipynb #7340fa77
 _order = 'sabotage profile parameters data code seed device versions threads processor commit'.split()
 _clock = re.compile(r'(?i)\b(?:seconds?|minutes?|times? as (?:fast|long)|faster|slower|speed|memory|megabytes|MB|per second|time of)\b')
 
@@ -119,7 +119,7 @@ def likeliest(found:list, # from `differing`
     chance = 'nothing that is recorded differs: chance that no seed governs, what else the machine did, or a package whose version is not recorded'
     return res or [dict(cause='not recorded', what=chance)]*bool(moved)
 
-# %% ../../nbs/kit/31_compare.ipynb #d58c7041
+# %% ../../nbs/kit/31_compare.ipynb #92f3f485
 def _recorded(chapter, folder=None):
     "The runs on record of a chapter, as a run folder would hold them"
     from medlearn.kit.figures import read_record
@@ -155,14 +155,15 @@ def _paired(a, b):
     "Pairs of records of the same chapter"
     for chapter in dict.fromkeys(r['chapter'] for r in a):
         left,right = ([r for r in rows if r['chapter'] == chapter] for rows in (a, b))
-        for same in (lambda x, y: all(x[k] == y[k] for k in ('profile', 'seed', 'sabotage')), lambda x, y: x['seed'] == y['seed'], lambda x, y: True):
+        told = lambda r: r | dict(read={d.get('name') for d in r['data']})
+        for keys in (('profile', 'seed', 'sabotage', 'read'), ('profile', 'seed', 'sabotage'), ('read', 'seed'), ('read',), ()):
             for x in list(left):
-                if y := next((y for y in right if same(x, y)), None):
-                    left.remove(x)
-                    if not y.get('short'): right.remove(y)
+                if y := next((y for y in right if all(told(x)[k] == told(y)[k] for k in keys)), None):
+                    left = [r for r in left if r is not x]
+                    right = [r for r in right if r is not y or r.get('short')]
                     yield x,y
 
-# %% ../../nbs/kit/31_compare.ipynb #f1d6e55b
+# %% ../../nbs/kit/31_compare.ipynb #879d0cce
 _deciding = {'kit/cards', 'kit/chapter', 'kit/download', 'kit/fetch'} # of the kit, what can decide a lesson's result
 
 def _alike(x, y):
@@ -196,11 +197,12 @@ def compare_runs(a:Path, # folder of a run or of runs, a record, or "record"
                  b:Path, # the other
                 )->dict: # pairs: dicts with chapter, a, b, claims (from `moves`), causes; alone; problems
     "Two runs beside each other"
-    left,bad = _rows(a)
-    right,worse = _rows(b, left)
+    (left,bad),(right,worse) = (_rows(a), ([], [])) if str(b) == 'record' else (([], []), _rows(b))
+    if left: right,worse = _rows(b, left)
+    else: left,bad = _rows(a, right)
     problems = [f'{p} {what}' for p,what in [*bad, *worse]]
     for run,rows in ((a, left), (b, right)):
-        if not rows and str(run) == 'record': raise WrongUsage(f'nothing is on record of what {a} ran: medlearn measure {left[0]["chapter"]}')
+        if not rows and str(run) == 'record' and (left or right): raise WrongUsage(f'nothing is on record of what {b if run is a else a} ran: medlearn measure {(left or right)[0]["chapter"]}')
         if not rows: raise WrongUsage(f'{run} holds no whole record of a run' + (f': {problems[0]}' if problems else '. Name the folder of one.'))
     names = [list(dict.fromkeys(r['chapter'] for r in rows)) for rows in (left, right)]
     some = lambda names: ', '.join(names[:3]) + f' and {len(names) - 3} more'*(len(names) > 3)
@@ -215,10 +217,10 @@ def compare_runs(a:Path, # folder of a run or of runs, a record, or "record"
         seen = moves(x['claims'], y['claims'], spread)
         causes = likeliest(differing(*_alike(_with_modules(x), _with_modules(y))), seen, spread)
         pairs.append(dict(chapter=x['chapter'], a=x, b=y, claims=seen, causes=causes))
-    return dict(pairs=pairs, alone=[f'{n} only in {run}' for run,mine,others in ((a, *names), (b, *names[::-1])) for n in mine if n not in others],
+    return dict(pairs=pairs, alone=[f'{some(only)} only in {run}' for run,mine,others in ((a, *names), (b, *names[::-1])) if (only := [n for n in mine if n not in others])],
                 problems=list(dict.fromkeys(problems)))
 
-# %% ../../nbs/kit/31_compare.ipynb #115f7b4a
+# %% ../../nbs/kit/31_compare.ipynb #4584e1c7
 def _moved_rows(found):
     "Tables of what moved, and of its causes"
     verdict = lambda c: '' if not c else 'holds' if c['passed'] else 'DOES NOT HOLD'
@@ -251,10 +253,10 @@ def in_sentences(found:dict, # from `compare_runs`
             f'{n - states.count("same") - states.count("within")} moved, reworded or on one side only.']
     said += [f'{p["chapter"]}: likeliest cause: {p["causes"][0]["cause"]}: {p["causes"][0]["what"]}.' for p in moved if p['causes']]
     if not moved: said.append('No claim moved beyond its spread.' + ' What differs changed none of them.'*any(p['causes'] for p in found['pairs']))
-    said += [f'Not compared: {"; ".join(found["alone"][:10])}' + ' and more'*(len(found['alone']) > 10) + '.']*bool(found['alone'])
+    said += [f'Not compared: {"; ".join(found["alone"])}.']*bool(found['alone'])
     return said + [f'Could not be read: {p}' for p in found['problems']]
 
-# %% ../../nbs/kit/31_compare.ipynb #4d89f28c
+# %% ../../nbs/kit/31_compare.ipynb #6c4f0c46
 _page = '''<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
