@@ -7,7 +7,7 @@ __all__ = ['MESSAGE_BYTES', 'PRIME', 'packed_update', 'unpacked_update', 'checke
            'hospital_processes', 'pair_secrets', 'mask_of', 'fixed_point', 'as_floats', 'masked_update', 'unmasked_sum',
            'flower_average']
 
-# %% ../../nbs/trust/11_federated.ipynb #2ec9ceee
+# %% ../../nbs/trust/11_federated.ipynb #f45e2985
 import hashlib,json,os,queue,socket,subprocess,sys,tempfile,threading,time
 from contextlib import contextmanager,suppress
 from multiprocessing import AuthenticationError
@@ -17,7 +17,7 @@ import numpy as np
 from ..foundations.federation import check_weights,local_training,weighted_average
 from ..kit.cards import DataError
 
-# %% ../../nbs/trust/11_federated.ipynb #005dc04c
+# %% ../../nbs/trust/11_federated.ipynb #0b1db9eb
 #@title Messages: JSON and safetensors, never a pickle
 MESSAGE_BYTES = 1 << 20 # the longest message that is read
 
@@ -58,7 +58,7 @@ def checked_update(data:bytes, # as it came
         if type(v) is not int or not low <= v <= high: raise DataError(f'hospital {who!r}: {k} is {v!r}, a whole number from {low} to {high:,} is wanted. Its update is left out.')
     return info['round'], info['cases'], check_weights(net, like, who)
 
-# %% ../../nbs/trust/11_federated.ipynb #20299bee
+# %% ../../nbs/trust/11_federated.ipynb #63266ffb
 #@title The server: who is there, and a round with a deadline
 class Coordinator:
     "Sends weights to the hospitals that it knows, and averages what comes back in time"
@@ -157,7 +157,7 @@ class Coordinator:
         with suppress(OSError): socket.create_connection(self.address, 1).close() # wakes the listener
         self._listener.close()
 
-# %% ../../nbs/trust/11_federated.ipynb #6b3ff0d7
+# %% ../../nbs/trust/11_federated.ipynb #4d9978a2
 #@title A hospital as a process, and all of them
 def hospital_process()->None:
     "Run one hospital: facts come as one line of JSON on standard input"
@@ -205,7 +205,7 @@ def hospital_processes(address, # of the coordinator
                 p.wait()
                 with suppress(OSError): p.stdin.close()
 
-# %% ../../nbs/trust/11_federated.ipynb #689fdd0c
+# %% ../../nbs/trust/11_federated.ipynb #0b60892c
 #@title Secure aggregation: secrets, masks, sums
 PRIME = int('''FFFFFFFFFFFFFFFFC90FDAA22168C234C4C6628B80DC1CD129024E088A67CC74020BBEA63B139B22514A08798E3404DDEF9519B3CD3A431B302B0A6DF25F14374FE1356D6D51C245E485B576625E7EC6F44C42E9A637ED6B0BFF5CB6F406B7ED
 EE386BFB5A899FA5AE9F24117C4B1FE649286651ECE45B3DC2007CB8A163BF0598DA48361C55D39A69163FA8FD24CF5F83655D23DCA3AD961C62F356208552BB9ED529077096966D670C354E4ABC9804F1746C08CA18217C32905E462E36CE3B
@@ -262,7 +262,7 @@ def unmasked_sum(masked:dict, # hospital -> masked update; without those that dr
         total = total - mask_of(s, r, len(total)) if i in masked else total + mask_of(s, r, len(total))
     return total
 
-# %% ../../nbs/trust/11_federated.ipynb #e96f7600
+# %% ../../nbs/trust/11_federated.ipynb #8d6ae592
 #@title The average by Flower, where it is installed
 def flower_average(nets:list, # weights, one dict a hospital
                    sizes, # number of cases of each
