@@ -6,7 +6,7 @@
 __all__ = ['RUN_FORMAT', 'finite', 'dicts', 'sound_claim', 'sound_row', 'is_run', 'read_run', 'read_runs', 'library_of',
            'note_library']
 
-# %% ../../nbs/kit/28_runs.ipynb #13ecf05c
+# %% ../../nbs/kit/28_runs.ipynb #8017fa0d
 import hashlib,json,math,re,threading
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from .catalog import WrongUsage
 from .workers import write_whole
 _home,_lock = Path(medlearn.__file__).parent,threading.Lock()
 
-# %% ../../nbs/kit/28_runs.ipynb #ecf928cd
+# %% ../../nbs/kit/28_runs.ipynb #ddd35000
 RUN_FORMAT = 1
 _ends = 'passed failed error timeout'.split()
 
@@ -41,7 +41,7 @@ def sound_claim(c:dict # a claim, whatever is in it
     return dict(claim=c['claim'], passed=c.get('passed') is True, bound=bound, direction=str(c.get('direction') or ''),
                 **{k: finite(c.get(k)) for k in ('value', 'low', 'high', 'tol', 'margin')}, source=str(c.get('source') or ''))
 
-# %% ../../nbs/kit/28_runs.ipynb #625ca42f
+# %% ../../nbs/kit/28_runs.ipynb #f6d4df1f
 def sound_row(row, # what a file held, whatever it is
              )->tuple: # (the record with the types that it should have, a list of what was left out)
     "A record of a run, checked field by field; ValueError if it is none"
@@ -59,12 +59,14 @@ def sound_row(row, # what a file held, whatever it is
         **{k: finite(row.get(k)) for k in ('seconds', 'peak_mb', 'threads')}, data=[_texts(d) for d in dicts(row.get('data'))],
         parameters=_dict(row.get('parameters')), versions=_texts(row.get('versions')), own_data=_texts(row.get('own_data')), code=_texts(row.get('code'))), lost
 
-# %% ../../nbs/kit/28_runs.ipynb #ca3bcebf
+# %% ../../nbs/kit/28_runs.ipynb #e4fcae11
+_nothing = object()
 def _read(path, problems):
-    "JSON of a file, or None, and then it is said why"
+    "JSON of a file, or `_nothing`, and then it is said why"
     try: return json.loads(path.read_text(encoding='utf-8'))
     except OSError as e: problems.append((path, f'cannot be read: {e.strerror or e}'))
     except (ValueError, RecursionError) as e: problems.append((path, f'is not JSON: {str(e)[:100]}'))
+    return _nothing
 
 def is_run(folder:Path # of anything
           )->bool: # does it look like the folder of a run?
@@ -83,12 +85,13 @@ def read_run(folder:Path # of one run
         problems.extend((path, text) for text in lost)
     for path in sorted(folder.glob('*/*/*.json')):
         seen.add(path.with_suffix('').relative_to(folder).as_posix())
-        if (raw := _read(path, problems)) is not None: take(path, raw, path.with_suffix(''))
+        if (raw := _read(path, problems)) is not _nothing: take(path, raw, path.with_suffix(''))
     for path in sorted(folder.glob('*/*/*.ipynb')):
         if path.with_suffix('').relative_to(folder).as_posix() not in seen: problems.append((path, 'was executed, but has no record'))
     whole = folder/'results.json'
-    listed = _dict(_read(whole, problems)).get('runs') if whole.is_file() else []
-    if whole.is_file() and not isinstance(listed, list): problems.append((whole, 'holds no list of runs'))
+    found = _read(whole, problems) if whole.is_file() else _nothing
+    listed = [] if found is _nothing else _dict(found).get('runs')
+    if not isinstance(listed, list): problems.append((whole, 'holds no list of runs'))
     for raw in dicts(listed):
         at = str(raw.get('notebook') or '').removesuffix('.ipynb')
         if not at or at in seen or any((raw.get('chapter'), raw.get('profile'), raw.get('seed')) == (r['chapter'], r['profile'], r['seed']) for r in rows): continue
@@ -96,7 +99,7 @@ def read_run(folder:Path # of one run
         take(whole, raw, folder/at if re.fullmatch(r'\w[^:\\]*', at) and '..' not in at else None)
     return rows,problems
 
-# %% ../../nbs/kit/28_runs.ipynb #5225e793
+# %% ../../nbs/kit/28_runs.ipynb #8e07c18f
 def read_runs(folder:Path=None # of a run, or of runs; default: runs/ here
              )->tuple: # (records, problems), as `read_run` gives them
     "The records of a run, or the newest of each chapter in a folder of runs"
@@ -115,7 +118,7 @@ def read_runs(folder:Path=None # of a run, or of runs; default: runs/ here
     if not newest and not problems: raise WrongUsage(f'{folder} holds no run. Name the folder of one, or run chapters first: medlearn run')
     return [r for rs in newest.values() for r in rs],problems
 
-# %% ../../nbs/kit/28_runs.ipynb #c5f81e38
+# %% ../../nbs/kit/28_runs.ipynb #3c1ba027
 @lru_cache(4)
 def _modules(stamps):
     "Digest of each module"
