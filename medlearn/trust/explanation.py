@@ -75,7 +75,7 @@ def show_maps(images:np.ndarray, # shape (n, h, w), grey
             if masks is not None: ax.contour(masks[j] > 0, [.5], colors='k' if name != 'picture' else 'w', linewidths=.7)
             ax.spines[:].set_visible(False)
             ax.set(xticks=[], yticks=[], title=titles[j] if titles is not None and name == 'picture' else '')
-        row[0].set_ylabel(name, size=8)
+        row[0].set_ylabel(name.replace(' ', '\n', 1) if len(name) > 12 else name, size=8)
     if caption: fig.supxlabel(caption, size=8)
     plt.close(fig)
     return fig
