@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METADATA', 'crate_of', 'write_crate']
 
-# %% ../../nbs/kit/30_crate.ipynb #8d1793f6
+# %% ../../nbs/kit/30_crate.ipynb #3efeb884
 import base64,hashlib,json,mimetypes,os
 from datetime import datetime,timedelta
 from importlib.metadata import metadata,PackageNotFoundError
@@ -17,7 +17,7 @@ from .catalog import cells_of
 from .result import claim_row,verdict
 from .workers import write_whole
 
-# %% ../../nbs/kit/30_crate.ipynb #3d3767df
+# %% ../../nbs/kit/30_crate.ipynb #df271ee8
 METADATA = 'ro-crate-metadata.json'
 _context = ['https://w3id.org/ro/crate/1.1/context',
             dict(sha256='http://schema.org/sha256', environment='https://w3id.org/ro/terms/workflow-run#environment')]
@@ -28,7 +28,7 @@ def _to(*ids): return [{'@id': i} for i in ids]
 def _entity(id, type, **properties): return {'@id': id, '@type': type} | {k: v for k,v in properties.items() if v not in (None, '', [])}
 def _mark(*names): return '#' + '/'.join(quote(str(n), safe='', errors='replace') for n in names)
 
-# %% ../../nbs/kit/30_crate.ipynb #0eca7f95
+# %% ../../nbs/kit/30_crate.ipynb #6a5ee2fe
 def _files(folder):
     "Every file of a run folder, in order, but hidden ones, links, and the description itself"
     for p in sorted(folder.rglob('*')):
@@ -43,7 +43,7 @@ def _file(folder, p):
     kind = _media.get(p.suffix) or mimetypes.guess_type(p.name)[0] or 'application/octet-stream'
     return _entity(quote(p.relative_to(folder).as_posix()), 'File', name=p.name, encodingFormat=kind, contentSize=str(size), sha256=digest)
 
-# %% ../../nbs/kit/30_crate.ipynb #ccba9762
+# %% ../../nbs/kit/30_crate.ipynb #f4ce1b25
 def _data(d, known):
     "A data set that was read"
     name,digest = Path(d['name']).name,d['digest']
@@ -67,7 +67,7 @@ def _inputs(row, run, known):
     for k,digest in (row.get('own_data') or {}).items():
         yield from [_data(dict(name=str(row['parameters'].get(k)), digest=digest), {})]
 
-# %% ../../nbs/kit/30_crate.ipynb #fa85ffe7
+# %% ../../nbs/kit/30_crate.ipynb #4ae0421d
 def _home():
     "Where medlearn can be had, or None"
     try: about = metadata('medlearn')
@@ -84,7 +84,7 @@ def _software(row):
                       version=row.get('commit') or 'unknown', url=_home(), programmingLanguage='Python', softwareRequirements=_to(*(p['@id'] for p in packages)))
     return chapter,packages
 
-# %% ../../nbs/kit/30_crate.ipynb #8298de85
+# %% ../../nbs/kit/30_crate.ipynb #07866853
 def _number(x): return x if isinstance(x, (int, float)) else None
 
 def _claim(row, run, c):
@@ -105,7 +105,7 @@ def _pictures(notebook, run, at):
         yield _entity(_mark('figure', run, digest[:16]), ['CreativeWork', 'ImageObject'], name=kept.get('name') or 'figure', caption=kept.get('caption'),
                       encodingFormat='image/png', sha256=digest, isPartOf=_to(at)[0])
 
-# %% ../../nbs/kit/30_crate.ipynb #a65a7c6b
+# %% ../../nbs/kit/30_crate.ipynb #d5d3a9b6
 def _times(row):
     "Start and end of a run"
     start = datetime.strptime(row['started'], '%Y-%m-%dT%H:%M:%S%z')
@@ -127,7 +127,7 @@ def _action(row, run, files, known):
                      environment=_to(*(e['@id'] for e in around)))
     return [action, chapter, *packages, *went_in, *came_out, *around]
 
-# %% ../../nbs/kit/30_crate.ipynb #183f2593
+# %% ../../nbs/kit/30_crate.ipynb #742ce837
 _broken = KeyError,TypeError,ValueError,AttributeError,OSError,OverflowError,RecursionError
 def _finite(text): return float(text) if isfinite(float(text)) else None
 
@@ -174,7 +174,7 @@ def crate_of(run_folder:Path # of `medlearn run`
     single = lambda v: v[0] if isinstance(v, list) and len(v) == 1 else v
     return {'@context': _context, '@graph': [{k: single(v) for k,v in e.items()} for e in graph.values()]}
 
-# %% ../../nbs/kit/30_crate.ipynb #faffd727
+# %% ../../nbs/kit/30_crate.ipynb #f4b72d9b
 def write_crate(run_folder:Path # of `medlearn run`
                )->Path: # RUN/ro-crate-metadata.json
     "Make a run folder an RO-Crate; call it when everything else is written"
