@@ -6,12 +6,12 @@
 __all__ = ['scan_hospitals', 'by_hospital', 'first_weights', 'scores_of', 'loss_gradient', 'local_training', 'check_weights',
            'weighted_average', 'federated_rounds']
 
-# %% ../../nbs/foundations/24_federation.ipynb #ab18e162
+# %% ../../nbs/foundations/24_federation.ipynb #cb7a7b70
 import numpy as np
 from ..kit.cards import DataError
 from ..kit.chapter import sabotage
 
-# %% ../../nbs/foundations/24_federation.ipynb #0f879110
+# %% ../../nbs/foundations/24_federation.ipynb #ce1b1264
 #@title Hospitals: who was scanned alike
 _thick = ((.95, 'below 1 mm'), (1.1, '1 mm'), (1.3, '1.25 mm'), (2.1, '1.5 to 2 mm'), (2.6, '2.5 mm'), (np.inf, '3 mm and more'))
 
@@ -42,7 +42,7 @@ def by_hospital(x:np.ndarray, # cases, shape (n, d)
     if small: raise DataError(f'hospital {small[0]!r} has {len(res[small[0]][1])} cases, {least} at least are wanted. Join it to another, or leave it out.')
     return res
 
-# %% ../../nbs/foundations/24_federation.ipynb #f47bf9cc
+# %% ../../nbs/foundations/24_federation.ipynb #3d83ab93
 #@title The network, its gradient, and local training
 def first_weights(d:int, # inputs
                   width:int=16, # hidden units
@@ -92,7 +92,7 @@ def local_training(net:dict, # weights that arrived
         for k,g in loss_gradient(net, x[at], y[at]).items(): net[k] -= net[k].dtype.type(lr)*g
     return net
 
-# %% ../../nbs/foundations/24_federation.ipynb #16f6900f
+# %% ../../nbs/foundations/24_federation.ipynb #efe40332
 #@title Rounds of averaging
 def check_weights(net, # what arrived
                   like:dict, # what is wanted

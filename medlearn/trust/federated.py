@@ -7,7 +7,7 @@ __all__ = ['MESSAGE_BYTES', 'PRIME', 'packed_update', 'unpacked_update', 'checke
            'hospital_processes', 'pair_secrets', 'mask_of', 'fixed_point', 'as_floats', 'masked_update', 'unmasked_sum',
            'flower_average']
 
-# %% ../../nbs/trust/11_federated.ipynb #f45e2985
+# %% ../../nbs/trust/11_federated.ipynb #287165db
 import hashlib,json,os,queue,socket,subprocess,sys,tempfile,threading,time
 from contextlib import contextmanager,suppress
 from multiprocessing import AuthenticationError
@@ -17,7 +17,7 @@ import numpy as np
 from ..foundations.federation import check_weights,local_training,weighted_average
 from ..kit.cards import DataError
 
-# %% ../../nbs/trust/11_federated.ipynb #0b1db9eb
+# %% ../../nbs/trust/11_federated.ipynb #fe8c9f94
 #@title Messages: JSON and safetensors, never a pickle
 MESSAGE_BYTES = 1 << 20 # the longest message that is read
 
@@ -58,7 +58,7 @@ def checked_update(data:bytes, # as it came
         if type(v) is not int or not low <= v <= high: raise DataError(f'hospital {who!r}: {k} is {v!r}, a whole number from {low} to {high:,} is wanted. Its update is left out.')
     return info['round'], info['cases'], check_weights(net, like, who)
 
-# %% ../../nbs/trust/11_federated.ipynb #63266ffb
+# %% ../../nbs/trust/11_federated.ipynb #c5a54e0c
 #@title The server: who is there, and a round with a deadline
 class Coordinator:
     "Sends weights to the hospitals that it knows, and averages what comes back in time"
@@ -71,14 +71,18 @@ class Coordinator:
         self.inbox,self.open,self._changed,self._all = queue.Queue(),True,threading.Condition(),[]
         self._listener = Listener(('127.0.0.1', 0), backlog=64)
         self.address = self._listener.address
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._door = threading.Thread(target=self._accept, daemon=True)
+        self._door.start()
     def note(self, r, who, what): self.log.append(dict(round=r, hospital=who, what=str(what)))
     def _accept(self):
         while self.open:
             with suppress(OSError):
                 conn = self._listener.accept()
                 if not self.open: return conn.close()
-                self._all.append(conn)
+                self._all = [c for c in self._all if not c.closed] + [conn]
+                if len(self._all) > 2*len(self.names) + 32: # strangers that only hold the line
+                    conn.close()
+                    continue
                 threading.Thread(target=self._listen, args=(conn,), daemon=True).start()
     def _greet(self, conn):
         "Name of who connected, once the key is proven"
@@ -93,17 +97,16 @@ class Coordinator:
         return who
     def _listen(self, conn):
         "All that one connection says, until it ends"
-        who = None
+        who,why = None,''
         try:
             who = self._greet(conn)
             while True: self.inbox.put((who, conn.recv_bytes(MESSAGE_BYTES)))
-        except AuthenticationError: self.note(None, 'a stranger', 'wrong key: sent away')
+        except AuthenticationError: why = 'wrong key: sent away'
         except EOFError: why = 'gone: the connection ended'
         except OSError as e: why = 'a message that is too long, or cut off: sent away' if 'message' in str(e) else f'gone: {type(e).__name__}'
-        except Exception as e: self.note(None, who or 'a stranger', e if isinstance(e, DataError) else f'no greeting: {type(e).__name__}')
-        else: why = ''
+        except Exception as e: why = str(e) if isinstance(e, DataError) else f'no greeting: {type(e).__name__}'
         if who: self.inbox.put((who, DataError(f'hospital {who!r}: {why}')))
-        elif self.open and 'why' in locals(): self.note(None, 'a stranger', why)
+        elif self.open: self.note(None, 'a stranger', why)
         conn.close()
     def wait_for(self,
                  n:int, # hospitals
@@ -155,9 +158,10 @@ class Coordinator:
                 with suppress(OSError): s.shutdown(socket.SHUT_RDWR)
                 s.close()
         with suppress(OSError): socket.create_connection(self.address, 1).close() # wakes the listener
+        self._door.join(5)
         self._listener.close()
 
-# %% ../../nbs/trust/11_federated.ipynb #4d9978a2
+# %% ../../nbs/trust/11_federated.ipynb #fcd91ef4
 #@title A hospital as a process, and all of them
 def hospital_process()->None:
     "Run one hospital: facts come as one line of JSON on standard input"
@@ -205,7 +209,7 @@ def hospital_processes(address, # of the coordinator
                 p.wait()
                 with suppress(OSError): p.stdin.close()
 
-# %% ../../nbs/trust/11_federated.ipynb #0b60892c
+# %% ../../nbs/trust/11_federated.ipynb #227eb48e
 #@title Secure aggregation: secrets, masks, sums
 PRIME = int('''FFFFFFFFFFFFFFFFC90FDAA22168C234C4C6628B80DC1CD129024E088A67CC74020BBEA63B139B22514A08798E3404DDEF9519B3CD3A431B302B0A6DF25F14374FE1356D6D51C245E485B576625E7EC6F44C42E9A637ED6B0BFF5CB6F406B7ED
 EE386BFB5A899FA5AE9F24117C4B1FE649286651ECE45B3DC2007CB8A163BF0598DA48361C55D39A69163FA8FD24CF5F83655D23DCA3AD961C62F356208552BB9ED529077096966D670C354E4ABC9804F1746C08CA18217C32905E462E36CE3B
@@ -262,7 +266,7 @@ def unmasked_sum(masked:dict, # hospital -> masked update; without those that dr
         total = total - mask_of(s, r, len(total)) if i in masked else total + mask_of(s, r, len(total))
     return total
 
-# %% ../../nbs/trust/11_federated.ipynb #8d6ae592
+# %% ../../nbs/trust/11_federated.ipynb #99741ad2
 #@title The average by Flower, where it is installed
 def flower_average(nets:list, # weights, one dict a hospital
                    sizes, # number of cases of each

@@ -6,12 +6,12 @@
 __all__ = ['coordinate_median', 'trimmed_mean', 'clipped_mean', 'krum_scores', 'krum', 'flat_weights', 'shaped_weights',
            'combined_by', 'with_mark', 'with_backdoor', 'sent_instead', 'near_the_middle', 'picture_from']
 
-# %% ../../nbs/trust/12_poison.ipynb #3266e986
+# %% ../../nbs/trust/12_poison.ipynb #7e1bc3ca
 import numpy as np
 from ..foundations.federation import local_training
 from ..kit.cards import DataError
 
-# %% ../../nbs/trust/12_poison.ipynb #e2c47bc0
+# %% ../../nbs/trust/12_poison.ipynb #ebd0cb27
 #@title Median, trimmed mean, clipping, Krum
 def _updates(u, least=1):
     "Updates as an array, finite"
@@ -85,7 +85,7 @@ def combined_by(rule # function of updates, shape (n, d) -> (d,)
         return shaped_weights(at + rule(np.stack([flat_weights(n) for n in nets]) - at), old)
     return combine
 
-# %% ../../nbs/trust/12_poison.ipynb #23899ad5
+# %% ../../nbs/trust/12_poison.ipynb #a3b8b7d4
 #@title A mark, and attacks
 def with_mark(x:np.ndarray, # pictures as rows, square, shape (n, side*side), 1 is brightest
               pixels:int=2, # side of the mark
@@ -113,7 +113,7 @@ def sent_instead(rows, # numbers of the hostile hospitals
         return [shaped_weights(at + factor*(flat_weights(n) - at), old) if i in rows else n for i,n in enumerate(nets)]
     return tamper
 
-# %% ../../nbs/trust/12_poison.ipynb #bd20b50b
+# %% ../../nbs/trust/12_poison.ipynb #88617d76
 #@title An attack made for Krum
 def near_the_middle(rows, # numbers of the hostile hospitals
                     x:np.ndarray, # their cases, joined
@@ -139,7 +139,7 @@ def near_the_middle(rows, # numbers of the hostile hospitals
         return [shaped_weights(at + v, old) for v in u]
     return tamper
 
-# %% ../../nbs/trust/12_poison.ipynb #ae1e6c16
+# %% ../../nbs/trust/12_poison.ipynb #d2798b45
 #@title A picture out of an update
 def picture_from(old:dict, # weights that were sent
                  new:dict, # weights that came back after one step
