@@ -56,7 +56,7 @@ def bright_spots(picture:np.ndarray, # uint8, shape (h, w)
     spots,_ = label(white_tophat(p, 11) > 45, np.ones((3, 3)))
     edge = np.hypot(sobel(p, 0), sobel(p, 1))/8
     regions = regionprops(spots, intensity_image=np.stack([p, edge], -1))
-    if not regions: return spots,np.zeros((0, 13))
+    if not regions: return spots,np.zeros((0, 12))
     box = np.array([r.bbox for r in regions])
     middle,height = (box[:, :2] + box[:, 2:])/2,box[:, 2] - box[:, 0]
     rows = []
@@ -64,14 +64,14 @@ def bright_spots(picture:np.ndarray, # uint8, shape (h, w)
         inside = p[spots == r.label] if r.area < 3 else r.image_intensity[..., 0][r.image]
         near = (abs(middle[:, 0] - y) < .4*h + 1) & (abs(middle[:, 1] - x) < 3*h + 4) & (abs(height - h) < .35*h + 1.5)
         w = r.bbox[3] - r.bbox[1]
-        rows.append([h, w, r.area, r.extent, w/h, r.euler_number, inside.mean(), inside.std(), inside.max(), r.intensity_mean[1], r.solidity if r.area > 3 else 1, near.sum() - 1, len(regions)])
+        rows.append([h, w, r.area, r.extent, w/h, r.euler_number, inside.mean(), inside.std(), inside.max(), r.intensity_mean[1], near.sum() - 1, len(regions)])
     return spots,np.array(rows, float)
 
 class TextFinder:
     "Finds letters in pictures: a random forest of bright spots"
     def __init__(self,
                  trees:int=100, # of the forest
-                 cut:float=.2, # a spot with at least this probability is blackened
+                 cut:float=.25, # a spot with at least this probability is blackened
                  seed:int=0, # of the forest
                 ): self.trees,self.cut,self.seed = trees,cut,seed
     def fit(self,
