@@ -144,7 +144,8 @@ def claim(name='AUROC', value=.8, low=None, high=None, **more):
     (claim(low=.7, high=.9), claim(value=.88), 0, 'within'), (claim(), claim(value=.85, low=.75, high=.95), 0, 'within'),
     (claim(low=.7, high=.9), claim(value=.95, low=.92, high=.97), .02, 'moved'), (claim(low=.7, high=.9), claim(value=.95, low=.92, high=.97), .2, 'within'),
     (claim(), claim(value=None), 9, 'moved'), (claim(value=None), claim(value=None), 0, 'same'), (claim(), claim(bound=.6), 0, 'other bound'),
-    (claim(), claim(margin=.1), 0, 'other bound')])
+    (claim(), claim(margin=.1), 0, 'other bound'), (claim(bound=.5), claim(bound=.5 + 1e-9), 0, 'same'), (claim(), claim(direction='at_most'), 0, 'other bound'),
+    (claim(source='here: area alone'), claim(source='here: area alone', bound=.6), 0, 'same'), (claim(), claim(value=.9, bound=.6), 0, 'other bound')])
 def test_moved_or_within_the_spread(a, b, spread, state):
     assert [m['state'] for m in moves([a], [b], dict(AUROC=spread))] == [state]
     back = moves([b], [a], dict(AUROC=spread))

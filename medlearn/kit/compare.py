@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['moves', 'differing', 'likeliest', 'spread_of', 'compare_runs', 'in_sentences', 'report_runs']
 
-# %% ../../nbs/kit/31_compare.ipynb #0e17a909
+# %% ../../nbs/kit/31_compare.ipynb #28206b6a
 import json,re
 from pathlib import Path
 from typing import Annotated
@@ -17,8 +17,13 @@ from .report import bounds_of,fill_page,write_report
 from .runs import library_of,read_runs,sound_row
 from .workers import write_whole
 
-# %% ../../nbs/kit/31_compare.ipynb #343fdd55
+# %% ../../nbs/kit/31_compare.ipynb #db24e839
 def _same(a, b): return a == b or (None not in (a, b) and f'{a:.6g}' == f'{b:.6g}')
+def _asked(claim):
+    "What a claim asks for, as its chapter states it; a bound that was measured in the run itself is none of that"
+    measured = claim['source'].startswith('here')
+    return claim['direction'],*(None if b is None else f'{b:.6g}' for b in (() if measured else bounds_of(claim)))
+
 def _inside(value, claim): return None not in (value, claim['low'], claim['high']) and claim['low'] <= value <= claim['high']
 
 def moves(a:list, # claims of one run
@@ -30,14 +35,15 @@ def moves(a:list, # claims of one run
     for name in dict.fromkeys([*left, *right]):
         x,y = left.get(name),right.get(name)
         if not (x and y): state = 'only in A' if x else 'only in B'
-        elif _same(x['value'], y['value']): state = 'same' if bounds_of(x) == bounds_of(y) else 'other bound'
+        elif _asked(x) != _asked(y): state = 'other bound'
+        elif _same(x['value'], y['value']): state = 'same'
         elif None in (x['value'], y['value']): state = 'moved'
         elif _inside(x['value'], y) or _inside(y['value'], x): state = 'within'
         else: state = 'within' if abs(x['value'] - y['value']) <= (spread or {}).get(name, 0) else 'moved'
         res.append(dict(claim=name, a=x, b=y, state=state))
     return res
 
-# %% ../../nbs/kit/31_compare.ipynb #f6641f84
+# %% ../../nbs/kit/31_compare.ipynb #8cfc6d94
 _chief = 'torch fastai numpy torchvision scikit-learn scikit-image pandas python'.split()
 
 def _parameters(a, b):
@@ -68,10 +74,10 @@ def _code(a, b):
     x,y = a.get('modules'),b.get('modules')
     if x and y:
         other = [k for k in dict.fromkeys([*x, *y]) if x.get(k) != y.get(k)]
-        reached = a.get('reached')
-        return [*text, *(k for k in other if not reached or k in reached)],[k for k in other if reached and k not in reached]
+        reached = other if a.get('reached') is None else a['reached']
+        return [*text, *(k for k in other if k in reached)],[k for k in other if k not in reached]
     unknown = (a['commit'] or '').removesuffix('+') != (b['commit'] or '').removesuffix('+') or a['library'] and b['library']
-    return text,['what, is not recorded']*bool(unknown and None not in (a['commit'], b['commit']))
+    return text,['which code differs is not known']*bool(unknown and None not in (a['commit'], b['commit']))
 
 def differing(a:dict, # a record, from `sound_row`
               b:dict, # another, of the same chapter
@@ -100,7 +106,7 @@ def differing(a:dict, # a record, from `sound_row`
         if cause in found: found = {k: v for k,v in found.items() if k not in with_it}
     return [dict(cause=k, what=v) for k,v in found.items()]
 
-# %% ../../nbs/kit/31_compare.ipynb #7340fa77
+# %% ../../nbs/kit/31_compare.ipynb #dd34105e
 _order = 'sabotage profile parameters data code seed device versions threads processor commit'.split()
 _clock = re.compile(r'(?i)\b(?:seconds?|minutes?|times? as (?:fast|long)|faster|slower|speed|memory|megabytes|MB|per second|time of)\b')
 
@@ -119,7 +125,7 @@ def likeliest(found:list, # from `differing`
     chance = 'nothing that is recorded differs: chance that no seed governs, what else the machine did, or a package whose version is not recorded'
     return res or [dict(cause='not recorded', what=chance)]*bool(moved)
 
-# %% ../../nbs/kit/31_compare.ipynb #92f3f485
+# %% ../../nbs/kit/31_compare.ipynb #86d44702
 def _recorded(chapter, folder=None):
     "The runs on record of a chapter, as a run folder would hold them"
     from medlearn.kit.figures import read_record
@@ -163,11 +169,11 @@ def _paired(a, b):
                     right = [r for r in right if r is not y or r.get('short')]
                     yield x,y
 
-# %% ../../nbs/kit/31_compare.ipynb #879d0cce
+# %% ../../nbs/kit/31_compare.ipynb #c4ab98ce
 _deciding = {'kit/cards', 'kit/chapter', 'kit/download', 'kit/fetch'} # of the kit, what can decide a lesson's result
 
-def _alike(x, y):
-    "Two records with their parameters and code told the same way"
+def _alike(x, y, moved):
+    "Two records with their parameters and code told the same way; which code is reached, costs time, and is asked only if a claim moved"
     path = catalog.chapters().get(x['chapter'])
     if path and bool(x.get('short')) != bool(y.get('short')):
         from medlearn.kit.code import code_of
@@ -176,9 +182,10 @@ def _alike(x, y):
         defaults,today = catalog.describe(path)['parameters'],library_of()[0]
         def told(r):
             if r.get('short'): return r
-            now = r['library'] == today and r['sha256'] == hashlib.sha256(path.read_bytes()).hexdigest()
+            now = moved and r['library'] == today and r['sha256'] == hashlib.sha256(path.read_bytes()).hexdigest()
             return r | dict(parameters=short_parameters(r['parameters'], defaults), own_data={}, code=code_of(path) if now else {})
         return told(x),told(y)
+    if not moved: return x | dict(reached=set()),y
     if path and x['library'] != y['library']:
         from medlearn.kit.code import all_code,through
         decides = lambda name: not name.startswith('kit/') or name in _deciding or x['chapter'].startswith('kit/')
@@ -215,12 +222,12 @@ def compare_runs(a:Path, # folder of a run or of runs, a record, or "record"
             problems.append(str(e))
             spread = {}
         seen = moves(x['claims'], y['claims'], spread)
-        causes = likeliest(differing(*_alike(_with_modules(x), _with_modules(y))), seen, spread)
+        causes = likeliest(differing(*_alike(_with_modules(x), _with_modules(y), any(m['state'] not in ('same', 'within') for m in seen))), seen, spread)
         pairs.append(dict(chapter=x['chapter'], a=x, b=y, claims=seen, causes=causes))
     return dict(pairs=pairs, alone=[f'{some(only)} only in {run}' for run,mine,others in ((a, *names), (b, *names[::-1])) if (only := [n for n in mine if n not in others])],
                 problems=list(dict.fromkeys(problems)))
 
-# %% ../../nbs/kit/31_compare.ipynb #4584e1c7
+# %% ../../nbs/kit/31_compare.ipynb #92f3dc07
 def _moved_rows(found):
     "Tables of what moved, and of its causes"
     verdict = lambda c: '' if not c else 'holds' if c['passed'] else 'DOES NOT HOLD'
@@ -256,7 +263,7 @@ def in_sentences(found:dict, # from `compare_runs`
     said += [f'Not compared: {"; ".join(found["alone"])}.']*bool(found['alone'])
     return said + [f'Could not be read: {p}' for p in found['problems']]
 
-# %% ../../nbs/kit/31_compare.ipynb #6c4f0c46
+# %% ../../nbs/kit/31_compare.ipynb #9cf9bea8
 _page = '''<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">

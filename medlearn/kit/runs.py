@@ -6,16 +6,15 @@
 __all__ = ['RUN_FORMAT', 'finite', 'dicts', 'sound_claim', 'sound_row', 'is_run', 'read_run', 'read_runs', 'library_of',
            'note_library']
 
-# %% ../../nbs/kit/28_runs.ipynb #8017fa0d
+# %% ../../nbs/kit/28_runs.ipynb #93207708
 import hashlib,json,math,re,threading
 from functools import lru_cache
 from pathlib import Path
 import medlearn
 from .catalog import WrongUsage
 from .workers import write_whole
-_home,_lock = Path(medlearn.__file__).parent,threading.Lock()
 
-# %% ../../nbs/kit/28_runs.ipynb #ddd35000
+# %% ../../nbs/kit/28_runs.ipynb #f7e05012
 RUN_FORMAT = 1
 _ends = 'passed failed error timeout'.split()
 
@@ -41,7 +40,7 @@ def sound_claim(c:dict # a claim, whatever is in it
     return dict(claim=c['claim'], passed=c.get('passed') is True, bound=bound, direction=str(c.get('direction') or ''),
                 **{k: finite(c.get(k)) for k in ('value', 'low', 'high', 'tol', 'margin')}, source=str(c.get('source') or ''))
 
-# %% ../../nbs/kit/28_runs.ipynb #f6d4df1f
+# %% ../../nbs/kit/28_runs.ipynb #bce1bb96
 def sound_row(row, # what a file held, whatever it is
              )->tuple: # (the record with the types that it should have, a list of what was left out)
     "A record of a run, checked field by field; ValueError if it is none"
@@ -59,7 +58,7 @@ def sound_row(row, # what a file held, whatever it is
         **{k: finite(row.get(k)) for k in ('seconds', 'peak_mb', 'threads')}, data=[_texts(d) for d in dicts(row.get('data'))],
         parameters=_dict(row.get('parameters')), versions=_texts(row.get('versions')), own_data=_texts(row.get('own_data')), code=_texts(row.get('code'))), lost
 
-# %% ../../nbs/kit/28_runs.ipynb #e4fcae11
+# %% ../../nbs/kit/28_runs.ipynb #97beb468
 _nothing = object()
 def _read(path, problems):
     "JSON of a file, or `_nothing`, and then it is said why"
@@ -99,7 +98,7 @@ def read_run(folder:Path # of one run
         take(whole, raw, folder/at if re.fullmatch(r'\w[^:\\]*', at) and '..' not in at else None)
     return rows,problems
 
-# %% ../../nbs/kit/28_runs.ipynb #8e07c18f
+# %% ../../nbs/kit/28_runs.ipynb #de71d50a
 def read_runs(folder:Path=None # of a run, or of runs; default: runs/ here
              )->tuple: # (records, problems), as `read_run` gives them
     "The records of a run, or the newest of each chapter in a folder of runs"
@@ -118,7 +117,9 @@ def read_runs(folder:Path=None # of a run, or of runs; default: runs/ here
     if not newest and not problems: raise WrongUsage(f'{folder} holds no run. Name the folder of one, or run chapters first: medlearn run')
     return [r for rs in newest.values() for r in rs],problems
 
-# %% ../../nbs/kit/28_runs.ipynb #3c1ba027
+# %% ../../nbs/kit/28_runs.ipynb #2c7c29f9
+_home,_lock = Path(medlearn.__file__).parent,threading.Lock()
+
 @lru_cache(4)
 def _modules(stamps):
     "Digest of each module"
