@@ -1,5 +1,6 @@
 "The service: what it answers, what it refuses, what it writes down, and that nobody is lost"
 import base64, hashlib, io, json, socket, struct, threading, time, urllib.error, urllib.request, zlib
+from urllib.parse import quote, unquote
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -12,12 +13,13 @@ from typer.testing import CliRunner
 
 from medlearn.imaging.classification import classic_cnn
 from medlearn.kit.cards import DataError
+from medlearn.kit.catalog import WrongUsage
 from medlearn.kit.cli import app as command
 from medlearn.kit.predict import answers_for
 from medlearn.trust import service as room
 from medlearn.trust.service import Limits, Ready, Refused, calibrate, checked_upload, drift, service
 
-TOKEN, PLANTED = 'a token that is long', 'ROSALIND^TESTPATIENT-4711'
+TOKEN, PLANTED = 'a-token_that.is~long+/=', 'ROSALIND^TESTPATIENT-4711'
 PATIENT = Limits(seconds=300, per_minute=100_000) # a machine that does much else is slow
 
 
@@ -210,7 +212,23 @@ def test_limits_token_and_host(model):
         assert status == 200 and b'not for clinical use' in page and TOKEN.encode() not in page
         assert "default-src 'none'" in headers['content-security-policy']
         assert [ask(url + p)[0] for p in ('/docs', '/openapi.json', '/model.json')] == [404]*3
-    with pytest.raises(ValueError, match='guessed'): service(model, 'short')
+
+
+@pytest.mark.parametrize('token', ['short', 'a b', 'sixteen and a space', 'sixteen_and_a_%20', 'sixteen_and_a_#here', 'sechzehn_ist_schön',
+                                   'sixteen_and_end\n', '='*20, 'sixteen_in_=_midst'])
+def test_a_token_that_can_be_guessed_or_does_not_arrive_is_refused(model, monkeypatch, token):
+    monkeypatch.setattr('medlearn.kit.predict.tool', lambda name: room.serve)
+    with pytest.raises(WrongUsage, match='16 at least.*letters, digits'): service(model, token)
+    done = CliRunner().invoke(command, ['serve', str(model), '--token', token])
+    assert done.exit_code == 2 and '16 at least' in done.output and 'http://' not in done.output
+
+
+def test_a_token_of_ones_own_stands_in_the_address_as_it_is(model, monkeypatch):
+    monkeypatch.setattr('uvicorn.run', lambda app, **kw: None)
+    monkeypatch.setattr('medlearn.kit.predict.tool', lambda name: room.serve)
+    done = CliRunner().invoke(command, ['serve', str(model), '--port', '8123', '--token', TOKEN])
+    assert done.exit_code == 0 and f'http://127.0.0.1:8123/#{TOKEN} ' in done.output
+    assert unquote(TOKEN) == quote(TOKEN, safe="/?:@!$&'()*+,;=-._~") == TOKEN # RFC 3986: what a fragment may hold
 
 
 def test_a_slow_sender_is_let_go(model):

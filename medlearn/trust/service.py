@@ -6,7 +6,7 @@
 __all__ = ['PAGE', 'Limits', 'Refused', 'checked_upload', 'calibrate', 'drift', 'Ready', 'service', 'serve']
 
 # %% ../../nbs/trust/14_service.ipynb #34a50f96
-import asyncio,base64,io,json,math,os,secrets,struct,tempfile,threading,time,warnings,zlib
+import asyncio,base64,io,json,math,os,re,secrets,struct,tempfile,threading,time,warnings,zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from ..data.scans import as_slices,needed,read_nifti
 from ..foundations.conformal import conformal_cut
 from ..imaging.classification import pixel_summaries,shrunk
 from ..kit.cards import DataError
+from ..kit.catalog import WrongUsage
 from ..kit.handover import NOTICE
 from ..kit.predict import find_model,read_model
 
@@ -58,7 +59,6 @@ def _check_dicom(data, limits):
     except Refused: raise
     except Exception as e: raise Refused(422, 'This DICOM file cannot be read: its header is damaged.') from e
     _fits(sizes, len(data), bits/8, limits)
-
 def _check_nifti(data, limits):
     "Of one slice, and whole"
     nib = needed('nibabel')
@@ -174,7 +174,6 @@ class Ready:
         inside = [c for c,v in zip(self.classes, p[0]) if 1 - v <= self.reference['cut']]
         return dict(notice=NOTICE, probability={c: round(float(v), 4) for c,v in zip(self.classes, p[0])}, set=inside, set_misses=self.reference['miss'],
                     likeness=round(like, 4), overlay=_overlay(x, p[0, top] - p[1:, top], places), kind=kind, model=self.said['sha256'][:12])
-
 def _as_picture(path):
     "One slice of NIfTI as a picture file; values from 0 to 255 stay as they are"
     from PIL import Image
@@ -184,7 +183,6 @@ def _as_picture(path):
     whole = (x == np.rint(x)).all() and x.min() >= 0 and x.max() <= 255
     Image.fromarray(x.astype(np.uint8 if whole else np.float32)).save(res := path.with_suffix('.png' if whole else '.tif'))
     return res
-
 def _occluded(x, mean, n=5):
     "Copies of a picture, each with one of n x n fields at the mean of training; and where the fields lie"
     ends = [np.linspace(0, s, n + 1).astype(int) for s in x.shape[:2]]
@@ -192,7 +190,6 @@ def _occluded(x, mean, n=5):
     res = np.repeat(x[None], len(places), 0)
     for copy,at in zip(res, places): copy[at] = np.rint(mean).astype(np.uint8)[0 if x.ndim == 2 else slice(None)]
     return res,places
-
 def _overlay(x, fall, places, zoom=8):
     "The picture as PNG: red where hiding a field lowers the probability that was given, blue where it raises it"
     from PIL import Image
@@ -220,6 +217,9 @@ at('go').onclick = async () => {
   for (const [c, p] of Object.entries(a.probability)) { const row = at('table').insertRow(); row.insertCell().textContent = c; row.insertCell().textContent = p.toFixed(3) }
   at('map').src = a.overlay; at('map').alt = 'Red: hiding this field lowers the probability that was given' }</script>'''
 
+def _fit_token(token):
+    if not re.fullmatch(r'[\w.~+/-]{16,}=*', token, re.ASCII): raise WrongUsage(f'a token of {len(token)} characters: 16 at least, or it can be guessed; letters, digits and - . _ ~ + / alone, = at the end (RFC 6750), or it does not arrive as it was sent.')
+    return token
 def service(folder:Path, # of a model with a service.json
             token:str, # that every upload has to bring
             limits:Limits=Limits(), # what is taken on
@@ -230,8 +230,8 @@ def service(folder:Path, # of a model with a service.json
     from fastapi import FastAPI,Request
     from fastapi.responses import HTMLResponse,JSONResponse
     from starlette.middleware.trustedhost import TrustedHostMiddleware
-    if len(token) < 16: raise ValueError(f'a token of {len(token)} characters can be guessed: 16 at least')
-    ready,pool,lock = Ready(folder, limits),ThreadPoolExecutor(limits.workers),threading.Lock()
+    token,ready = _fit_token(token),Ready(folder, limits)
+    pool,lock = ThreadPoolExecutor(limits.workers),threading.Lock()
     app,waiting,recent = FastAPI(title=f'medlearn: {NOTICE}', docs_url=None, redoc_url=None, openapi_url=None),[0],deque()
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     def note(status, begun, said=None):
@@ -288,7 +288,7 @@ def serve(model:Path, # folder of a run with --report, or of one model
     "Answer on this machine until interrupted; calibrated on the validation split of `data`, or on all of it"
     import torch,uvicorn
     from medlearn.data.doors import images_from
-    folder,token = find_model(Path(model)),token or secrets.token_urlsafe(24)
+    folder,token = find_model(Path(model)),_fit_token(token or secrets.token_urlsafe(24))
     if data:
         side = Ready(folder, calibrated=False).config['shape'][0]
         found = images_from(data, **(dict(size=side, mm=1.75) if data == 'lidc_nodules' else dict(side=side)))
