@@ -6,12 +6,12 @@
 __all__ = ['scan_hospitals', 'by_hospital', 'first_weights', 'scores_of', 'loss_gradient', 'local_training', 'check_weights',
            'weighted_average', 'federated_rounds']
 
-# %% ../../nbs/foundations/24_federation.ipynb #cb7a7b70
+# %% ../../nbs/foundations/24_federation.ipynb #48c97098
 import numpy as np
 from ..kit.cards import DataError
 from ..kit.chapter import sabotage
 
-# %% ../../nbs/foundations/24_federation.ipynb #ce1b1264
+# %% ../../nbs/foundations/24_federation.ipynb #5137cb2e
 #@title Hospitals: who was scanned alike
 _thick = ((.95, 'below 1 mm'), (1.1, '1 mm'), (1.3, '1.25 mm'), (2.1, '1.5 to 2 mm'), (2.6, '2.5 mm'), (np.inf, '3 mm and more'))
 
@@ -42,7 +42,7 @@ def by_hospital(x:np.ndarray, # cases, shape (n, d)
     if small: raise DataError(f'hospital {small[0]!r} has {len(res[small[0]][1])} cases, {least} at least are wanted. Join it to another, or leave it out.')
     return res
 
-# %% ../../nbs/foundations/24_federation.ipynb #3d83ab93
+# %% ../../nbs/foundations/24_federation.ipynb #22ebdac5
 #@title The network, its gradient, and local training
 def first_weights(d:int, # inputs
                   width:int=16, # hidden units
@@ -92,12 +92,12 @@ def local_training(net:dict, # weights that arrived
         for k,g in loss_gradient(net, x[at], y[at]).items(): net[k] -= net[k].dtype.type(lr)*g
     return net
 
-# %% ../../nbs/foundations/24_federation.ipynb #efe40332
+# %% ../../nbs/foundations/24_federation.ipynb #a04e99fa
 #@title Rounds of averaging
 def check_weights(net, # what arrived
                   like:dict, # what is wanted
                   who:str='', # sent it, for messages
-                 )->dict: # the same
+                 )->dict: # the same, in the order of what is wanted: a file keeps no order
     "Refuse weights of other names, shapes or types, and numbers that are none"
     by = f'hospital {who!r}: ' if who else ''
     if not isinstance(net, dict) or net.keys() != like.keys():
@@ -106,7 +106,7 @@ def check_weights(net, # what arrived
         if v.shape != like[k].shape: raise DataError(f'{by}{k} has the shape {v.shape}, wanted is {like[k].shape}. Its update is left out.')
         if v.dtype != like[k].dtype: raise DataError(f'{by}{k} is of type {v.dtype}, wanted is {like[k].dtype}. Its update is left out.')
         if not np.isfinite(v).all(): raise DataError(f'{by}{k} holds {(~np.isfinite(v)).sum()} numbers that are NaN or infinite. Its update is left out.')
-    return net
+    return {k: net[k] for k in like}
 
 def weighted_average(nets:list, # weights, one dict a hospital
                      sizes, # how much each counts, usually its number of cases; shape (k,)
