@@ -123,7 +123,9 @@ def test_differences_have_a_sign_and_their_intervals_hold_zero_as_often_as_promi
 def test_who_pays_counts():
     y,p,g = np.array([1, 1, 0, 0]*5),np.array([.9, .1, .9, .1]*5),np.array(['a']*8 + ['b']*12)
     t = F.who_pays(y, p, g, {'half': .5})
-    assert t.loc[('half', 'a')].tolist() == [250, 250, 1] and t.loc[('half', 'b')].tolist() == [250, 250, 1]
+    values = t[['missed', 'called in vain', 'in vain for each found']]
+    assert values.loc[('half', 'a')].tolist() == [250, 250, 1] and values.loc[('half', 'b')].tolist() == [250, 250, 1]
+    assert (t['missed low'] < 250).all() and (t['missed high'] > 250).all()
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@
 __all__ = ['grouped_table', 'check_groups', 'group_sizes', 'large_groups', 'group_rates', 'odds_gap', 'rate_differences',
            'gaps_by_chance', 'by_group', 'who_pays']
 
-# %% ../../nbs/trust/03_fairness.ipynb #c5b70d13
+# %% ../../nbs/trust/03_fairness.ipynb #6b716855
 import numpy as np,pandas as pd
 from ..foundations.evaluation import as_truth,auroc,check_scores,resample
 from ..kit.cards import DataError
 
-# %% ../../nbs/trust/03_fairness.ipynb #e98cd883
+# %% ../../nbs/trust/03_fairness.ipynb #e4966bc2
 #@title A table of your own, with a column of groups
 def grouped_table(path, # of a CSV file, see `medlearn.data.records.read_table`
                   group:str, # column of groups
@@ -39,7 +39,7 @@ def _dark(raw, said):
     label = said.get('label', 'label')
     return not_known(raw[next(c for c in raw if c.lower() == label.lower())])
 
-# %% ../../nbs/trust/03_fairness.ipynb #2df239d5
+# %% ../../nbs/trust/03_fairness.ipynb #97512a8e
 #@title Groups that can be compared
 def check_groups(groups, # of each case, shape (n,): texts or whole numbers
                  n:int, # cases
@@ -94,7 +94,7 @@ def _all_large(y, groups, patients, least):
     few = _small(group_sizes(y, groups, patients), least)
     if (few != '').any(): raise DataError(f'group {few[few != ""].index[0]!r}: {few[few != ""].iloc[0]} ({(few != "").sum()} such groups). Join groups that belong together, leave it out and say so, or add cases.')
 
-# %% ../../nbs/trust/03_fairness.ipynb #4c8b1781
+# %% ../../nbs/trust/03_fairness.ipynb #4d8cbd8f
 #@title Figures by group, and the gap between groups
 def group_rates(y, # truth, bool, shape (n,)
                 called, # decision, bool, shape (n,)
@@ -206,12 +206,16 @@ def who_pays(y, # truth of each case, shape (n,)
              p, # predicted probability, shape (n,)
              groups, # of each case, shape (n,)
              cuts:dict, # name -> called is what lies above it
-            )->pd.DataFrame: # index cut and group: missed and called in vain, of a thousand of the group; called in vain for each one found
+             patients=None, # of each case: whole persons are drawn; None: each case is a person
+             draws:int=1000, # bootstrap resamples
+            )->pd.DataFrame: # index cut and group: missed and called in vain, of a thousand of the group, each with low and high; called in vain for each one found
     "What each threshold costs each group"
     y,p,_ = check_scores(y, p)
-    g,rows = check_groups(groups, len(y)),{}
+    g,w,rows = check_groups(groups, len(y)),resample(_persons(patients, len(y)), draws),{}
+    def thousand(v, m): return 1000*v[m].mean(), *np.nanquantile(1000*(w@(v*m))/(w@m), [.025, .975])
     for name,cut in cuts.items():
         for k in np.unique(g):
-            a,c = y[g == k],p[g == k] > cut
-            rows[name, k] = [1000*(a & ~c).mean(), 1000*(~a & c).mean(), (~a & c).sum()/max((a & c).sum(), 1)]
-    return pd.DataFrame(rows, ['missed', 'called in vain', 'in vain for each found']).T.rename_axis(['cut', 'group'])
+            m,c = g == k,p > cut
+            rows[name, k] = [*thousand(y & ~c, m), *thousand(~y & c, m), (~y & c & m).sum()/max((y & c & m).sum(), 1)]
+    columns = ['missed', 'missed low', 'missed high', 'called in vain', 'called in vain low', 'called in vain high', 'in vain for each found']
+    return pd.DataFrame(rows, columns).T.rename_axis(['cut', 'group'])

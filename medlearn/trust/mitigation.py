@@ -6,12 +6,12 @@
 __all__ = ['decision_benefit', 'error_rates', 'rate_gap', 'trade_table', 'reweigh', 'group_cuts', 'above_own_cut',
            'tied_false_alarms']
 
-# %% ../../nbs/trust/04_mitigation.ipynb #fdf87093
+# %% ../../nbs/trust/04_mitigation.ipynb #84875899
 import numpy as np,pandas as pd
 from ..foundations.evaluation import as_numbers,as_truth,check_scores,resample
 from ..kit.cards import DataError
 
-# %% ../../nbs/trust/04_mitigation.ipynb #988d52c2
+# %% ../../nbs/trust/04_mitigation.ipynb #c2fe80c1
 #@title What decisions bring, and whom
 def _rows(y, called, groups=None):
     y,called = as_truth(y),as_numbers(np.asarray(called), 'decision').astype(float)
@@ -79,7 +79,7 @@ def trade_table(y, # truth, bool, shape (n,)
     columns = [f'{k}{e}' for k in ('net benefit', 'sensitivity apart', 'false alarms apart') for e in ('', ' low', ' high')]
     return pd.DataFrame(rows, [*columns, 'called']).T
 
-# %% ../../nbs/trust/04_mitigation.ipynb #4fa9ce07
+# %% ../../nbs/trust/04_mitigation.ipynb #16b4f331
 #@title Weights and cuts of groups
 def reweigh(y, # truth in training, bool, shape (n,)
             groups, # of each case, shape (n,)
@@ -122,7 +122,7 @@ def above_own_cut(p, # predicted probability, shape (n,)
     if new.any(): raise DataError(f'row {new.argmax()}: group {str(g[new.argmax()])!r} has no cut; there are {", ".join(cuts)} ({new.sum()} such rows). Somebody has to decide for them.')
     return p > np.array([cuts[k] for k in g])
 
-# %% ../../nbs/trust/04_mitigation.ipynb #d229d9c8
+# %% ../../nbs/trust/04_mitigation.ipynb #f635c667
 #@title Three rates are tied
 def tied_false_alarms(base:float, # share with the event in the group
                       precision:float, # of the calls
