@@ -323,6 +323,7 @@ def test_a_run_ends_with_its_page(tmp_path):
     command = [sys.executable, '-c', 'from medlearn.kit.cli import main; main()', 'run', 'imaging', '--nbs', 'nbs', '--out', 'out']
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and f'Report: {tmp_path/"out/report.html"}' in done.stdout, done.stdout + done.stderr
+    assert f'RO-Crate: {tmp_path/"out/ro-crate-metadata.json"}' in done.stdout and json.loads((tmp_path/'out/ro-crate-metadata.json').read_text())['@graph']
     page = accessible((tmp_path/'out/report.html').read_text(encoding='utf-8'))
     assert '0.9 [0.8, 0.95]' in page.text and './imaging/reads/smoke.ipynb' in [a['href'] for a in page.of('a')]
     row = json.loads((tmp_path/'out/imaging/reads/smoke.json').read_text())

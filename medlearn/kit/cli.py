@@ -14,14 +14,14 @@ from typer import Argument,Context,echo,Exit,Option,Typer
 from . import catalog,runner
 from .compare import report_runs
 from .console import PlainErrors,show_bench,show_progress,show_results,show_sabotage,show_slowest,show_table,terminal
+from .croissant import data_croissant
 from .doctor import ailments,check_device,lacking,machine_facts,requirements
 from .predict import predict_new,serve_model
 from .report import leave_report
 from .study import audit_study
 
 # %% ../../nbs/kit/23_cli.ipynb #c7dbaac6
-_typer = dict(cls=PlainErrors, no_args_is_help=True, add_completion=False, rich_markup_mode=None,
-              pretty_exceptions_enable=False)
+_typer = dict(cls=PlainErrors, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 app = Typer(help='The executable textbook of deep learning for medicine.', **_typer)
 data = Typer(help='Data cards, downloads and their digests.', **_typer)
 app.add_typer(data, name='data')
@@ -114,6 +114,7 @@ def run(chapter:_Chapters=None, # names; none: all
 
 # %% ../../nbs/kit/23_cli.ipynb #b4b9e0aa
 for _name,_does in dict(predict=predict_new, audit=audit_study, serve=serve_model, report=report_runs).items(): app.command(_name)(_does)
+data.command('croissant')(data_croissant)
 
 # %% ../../nbs/kit/23_cli.ipynb #380cd4f2
 _Some = Annotated[list[str], Argument(help='Chapters or parts, like imaging/classification; none: only with --stale or --suite.')]

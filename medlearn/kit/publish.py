@@ -91,7 +91,7 @@ def publish(user:str, # account that the project owns
     for k,v in new.items(): settings = re.sub(rf'(?m)^{k} = .*$', f'{k} = {v}', settings)
     texts = {root/'settings.ini': settings}
     for path in sorted(root.glob('nbs/**/*.ipynb')): texts[path] = _notebook(path.read_text(encoding='utf-8'), old, new)
-    for path in (root/'CITATION.cff', root/'README.md'): texts[path] = _readdressed(path.read_text(encoding='utf-8'), old, new)
+    for path in filter(Path.exists, (root/'CITATION.cff', root/'codemeta.json', root/'README.md')): texts[path] = _readdressed(path.read_text(encoding='utf-8'), old, new)
     changed = [p for p,text in texts.items() if p.read_text(encoding='utf-8') != text]
     for path in changed: runner.write_whole(path, texts[path])
     return [p.relative_to(root).as_posix() for p in changed]

@@ -256,8 +256,17 @@ def write_report(folder:Path=None, # of a run, or of runs; default: runs/ here
     return write_whole(out, text),rows,problems
 
 # %% ../../nbs/kit/29_report.ipynb #5346e7b7
+def _crate(out):
+    "Model cards and the crate, which lists all that is in the folder by then"
+    from medlearn.kit.crate import write_crate
+    from medlearn.kit.modelcard import write_model_cards
+    write_model_cards(out)
+    return write_crate(out)
+
 def leave_report(out:Path # folder of a run that has just ended
-                )->str: # the line that names the page, or says why there is none
-    "Write the page at the end of a run, which has its results with or without it"
-    try: return f'Report: {write_report(out)[0]}'
-    except Exception as e: return f'The report could not be written: {type(e).__name__}: {e}'
+                )->str: # lines that name what was written, or say why it was not
+    "Write page, model cards and RO-Crate at the end of a run, which has its results with or without them"
+    def line(what, write):
+        try: return f'{what}: {write(out)}'
+        except Exception as e: return f'{what}: could not be written: {type(e).__name__}: {e}'
+    return '\n'.join([line('Report', lambda out: write_report(out)[0]), line('RO-Crate', _crate)])
