@@ -79,20 +79,31 @@ def _engine(notebook, say, after=lambda: None):
 # %% ../../nbs/kit/11_workers.ipynb #61600a86
 def _private_sockets(tmp):
     "A kernel's connection as files in `tmp`, unless the system has no such sockets or the path is too long"
-    from traitlets.config import Config
     ipc = os.name == 'posix' and len(str(tmp)) < 80
-    return Config(KernelManager=dict(transport='ipc', connection_file=str(tmp/'k.json')) if ipc else {})
+    return dict(transport='ipc', connection_file=str(tmp/'k.json')) if ipc else {}
+
+def _quick_client():
+    "A client that is ready when its kernel is: the usual one then listens for a fifth of a second, lest something was left"
+    from jupyter_client.asynchronous import AsyncKernelClient
+    class Client(AsyncKernelClient):
+        async def wait_for_ready(self, timeout=None):
+            heard,ask = self.iopub_channel,self.iopub_channel.get_msg
+            heard.get_msg = lambda timeout=None: ask(timeout=min(timeout, .02))
+            try: await super().wait_for_ready(timeout=timeout)
+            finally: heard.get_msg = ask
+    return Client
 
 # %% ../../nbs/kit/11_workers.ipynb #24fe582b
 def _execute(job, say, after):
     "Execute one notebook under papermill; the text of its error, or None"
     import nbformat,papermill
     from papermill.engines import papermill_engines
+    from traitlets.config import Config
     engine = _engine(job['notebook'], say, after)
     papermill_engines.register('medlearn', engine)
     nb = for_data(nbformat.read(job['path'], 4), job)
     options = dict(kernel_name='python3', language='python', progress_bar=False, start_timeout=120, iopub_timeout=60,
-                   config=_private_sockets(Path(job['tmp'])))
+                   config=Config(KernelManager=_private_sockets(Path(job['tmp'])) | dict(client_factory=_quick_client())))
     try: nb = papermill.execute_notebook(nb, None, job['given'], 'medlearn', **options)
     except papermill.PapermillExecutionError as e: return f'{e.ename}: {e.evalue} (cell In [{e.exec_count}])'
     except Exception as e: return f'{type(e).__name__}: {e} (outside the cells)'
