@@ -210,7 +210,7 @@ def test_the_command_names_what_moved_and_why(real, tmp_path):
 
 def test_markup_of_others_is_shown_as_text(real, tmp_path):
     evil = '<script>alert(1)</script>'
-    a, b = edited(real, 'evil', dict(claim=evil, parameters=dict(dataset=evil), commit=evil, processor=evil), dict(claim=evil))
+    a, b = edited(real, 'markup', dict(claim=evil, parameters=dict(dataset=evil), commit=evil, processor=evil), dict(claim=evil))
     call('report', a, b, '--out', tmp_path/'two.html')
     page, tags = (tmp_path/'two.html').read_text(), []
     parser = HTMLParser()

@@ -143,7 +143,7 @@ HOSTILE = {
     'another part': (png(np.roll(255 - X, 7, 0)), 422, 'unlike')}
 
 
-def test_hostile_uploads_are_refused_while_others_are_served(model, tmp_path, capfd):
+def test_hostile_uploads_are_refused_while_others_are_served(model, tmp_path):
     log, good = tmp_path/'log', spots(12, seed=1)[0]
     with running(service(model, TOKEN, PATIENT, log)) as url, ThreadPoolExecutor(6) as many:
         served = [many.submit(ask, url + '/predict', png(x)) for x in good]

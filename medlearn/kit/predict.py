@@ -17,9 +17,9 @@ from .handover import MODEL_FORMAT,NOTICE,reader_of
 from .workers import write_whole
 
 # %% ../../nbs/kit/18_predict.ipynb #4c2b2d68
-def _records(run):
-    "Records of runs in a folder"
-    for p in sorted(Path(run).glob('*.json')) + sorted(Path(run).glob('*/*/*.json')):
+def _records(run, *beside):
+    "Records of runs in a folder, and in files beside it"
+    for p in sorted(Path(run).glob('*.json')) + sorted(Path(run).glob('*/*/*.json')) + [*beside]:
         try: row = json.loads(p.read_text(encoding='utf-8'))
         except (OSError, ValueError): continue
         if isinstance(row, dict) and {'chapter', 'status', 'claims'} <= row.keys(): yield p,row
@@ -41,8 +41,7 @@ def find_model(run:Path, # folder of a run, of a chapter in it, of a result, or 
 def _none(run, which):
     "Say why there is no model"
     beside = run.parent/f'{run.name}.json'
-    records = list(_records(run)) + [(p, r) for p,r in _records(run.parent) if p == beside]
-    broke = [f'{r["chapter"]} ended with {r["status"]}: {r["error"]}' for _,r in records if r['status'] in ('error', 'timeout')]
+    broke = [f'{r["chapter"]} ended with {r["status"]}: {r["error"]}' for _,r in _records(run, beside) if r['status'] in ('error', 'timeout')]
     if broke: raise DataError(f'{run}: a run that broke leaves no model. {"; ".join(broke)}')
     raise DataError(f'{run}: there is no model{which}. A run leaves one with --report, if its chapter hands one over')
 

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['suites', 'suite', 'suite_jobs', 'to_fill', 'suite_table', 'suite_text', 'suites_page']
 
-# %% ../../nbs/kit/32_suites.ipynb #4c2a7b07
+# %% ../../nbs/kit/32_suites.ipynb #33dd48eb
 import tomllib
 from functools import lru_cache
 from pathlib import Path
 from .catalog import WrongUsage,chapters,choose,nearest
 from .figures import RecordError,data_folder,provenance,published,recorded
 
-# %% ../../nbs/kit/32_suites.ipynb #b82545ac
+# %% ../../nbs/kit/32_suites.ipynb #eaa165f1
 _allowed = {'chapter', 'dataset', 'kept', 'columns', 'labels', 'published'}
 
 def suites(file:Path=None # as data/suites.toml; default: the course's own
@@ -34,7 +34,7 @@ def suite(name:str, # "medmnist", ...
     if name not in found: raise WrongUsage(f'no suite is called {name!r}; there are {", ".join(found)}')
     return found[name]
 
-# %% ../../nbs/kit/32_suites.ipynb #3bcbda05
+# %% ../../nbs/kit/32_suites.ipynb #a9fa95cf
 def suite_jobs(name:str, # "medmnist", ...
                seeds=(1, 2, 3), # of each run
                file:Path=None, # as data/suites.toml; default: the course's own
@@ -44,7 +44,7 @@ def suite_jobs(name:str, # "medmnist", ...
     runs = dict.fromkeys((t['chapter'], t.get('dataset')) for t in suite(name, file)['tables'])
     return [job for chapter,data in runs for job in to_measure(chapter, seeds, dict(dataset=data) if data else None)]
 
-# %% ../../nbs/kit/32_suites.ipynb #8f58f400
+# %% ../../nbs/kit/32_suites.ipynb #7b0c5f28
 def to_fill(names=None, # of chapters or parts
             stale:bool=False, # those on record whose code has changed since
             name:str=None, # of a suite
@@ -62,7 +62,7 @@ def to_fill(names=None, # of chapters or parts
     if stale: chosen = [n for n in chosen if state(n, among[n])['state'] == 'changed since']
     return [job for n in chosen for job in to_measure(n, seeds, params, nbs=nbs)]
 
-# %% ../../nbs/kit/32_suites.ipynb #3a863211
+# %% ../../nbs/kit/32_suites.ipynb #5533153b
 def _rows(table, metrics, folder):
     "Rows of one table of a suite, and the lines below it"
     at,n = table.get('columns', {}),table.get('labels', 1)
@@ -92,22 +92,20 @@ def suite_table(name:str, # "medmnist", ...
     df.attrs = dict(title=s['title'], lines=[line for some in lines for line in some])
     return df
 
-# %% ../../nbs/kit/32_suites.ipynb #5299e48d
+# %% ../../nbs/kit/32_suites.ipynb #86367a16
 def suite_text(name:str # "medmnist", ...
               )->str: # for a terminal
     "A suite's table and its lines as plain text"
     t = suite_table(name)
     return '\n'.join([t.attrs['title'], '', t.to_string(index=False), '', *t.attrs['lines']])
 
-# %% ../../nbs/kit/32_suites.ipynb #720d895d
-def suites_page(nbs:Path=None # folder of the notebooks; the data stand beside it
+# %% ../../nbs/kit/32_suites.ipynb #a9c35814
+def suites_page(nbs:Path=None # folder of the notebooks that ask; the figures are always the course's own
                )->str: # Markdown
     "All suites as Markdown"
-    file = Path(nbs).parent/'data/suites.toml' if nbs else None
-    if file and not file.exists(): return ''
     parts = []
-    for name in suites(file):
-        table = suite_table(name, file.parent/'figures' if file else None, file)
+    for name in suites():
+        table = suite_table(name)
         line = lambda row: '| ' + ' | '.join(str(v).replace('|', '\\|') for v in row) + ' |'
         rows = [line(table.columns), line(['---']*len(table.columns)), *map(line, table.values)]
         head = f'<details><summary><b>{table.attrs["title"]}</b></summary>'
