@@ -7,6 +7,7 @@ import tomllib
 from dataclasses import replace
 from pathlib import Path
 
+import mlcroissant as mlc
 import pytest
 from typer import Typer
 from typer.testing import CliRunner
@@ -17,7 +18,6 @@ from medlearn.kit.croissant import croissant_of, data_croissant
 
 root = Path(__file__).parent.parent
 CARDS = cards()
-mlc = pytest.importorskip('mlcroissant')
 
 
 @pytest.fixture(autouse=True)

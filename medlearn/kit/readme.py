@@ -141,7 +141,7 @@ def _fill(index):
     nb = json.loads(old)
     for c in nb['cells']:
         mark = re.match(r'<!-- made from the chapters: (\w+) -->', ''.join(c['source']))
-        if mark: c['source'] = f'{mark[0]}\n\n{dict(contents=contents, paths=reading_paths, suites=suites_page)[mark[1]](index.parent)}'.splitlines(keepends=True)
+        if mark: c['source'] = f'{mark[0]}\n\n{dict(contents=contents, paths=reading_paths, suites=lambda _: suites_page())[mark[1]](index.parent)}'.splitlines(keepends=True)
     new = json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + '\n'
     if new != old: index.write_text(new, encoding='utf-8', newline='\n')
 

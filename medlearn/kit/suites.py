@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['suites', 'suite', 'suite_jobs', 'to_fill', 'suite_table', 'suite_text', 'suites_page']
 
-# %% ../../nbs/kit/32_suites.ipynb #33dd48eb
+# %% ../../nbs/kit/32_suites.ipynb #1aeb5382
 import tomllib
 from functools import lru_cache
 from pathlib import Path
 from .catalog import WrongUsage,chapters,choose,nearest
 from .figures import RecordError,data_folder,provenance,published,recorded
 
-# %% ../../nbs/kit/32_suites.ipynb #eaa165f1
+# %% ../../nbs/kit/32_suites.ipynb #da633ba5
 _allowed = {'chapter', 'dataset', 'kept', 'columns', 'labels', 'published'}
 
 def suites(file:Path=None # as data/suites.toml; default: the course's own
@@ -34,7 +34,7 @@ def suite(name:str, # "medmnist", ...
     if name not in found: raise WrongUsage(f'no suite is called {name!r}; there are {", ".join(found)}')
     return found[name]
 
-# %% ../../nbs/kit/32_suites.ipynb #a9fa95cf
+# %% ../../nbs/kit/32_suites.ipynb #1519fe6d
 def suite_jobs(name:str, # "medmnist", ...
                seeds=(1, 2, 3), # of each run
                file:Path=None, # as data/suites.toml; default: the course's own
@@ -44,7 +44,7 @@ def suite_jobs(name:str, # "medmnist", ...
     runs = dict.fromkeys((t['chapter'], t.get('dataset')) for t in suite(name, file)['tables'])
     return [job for chapter,data in runs for job in to_measure(chapter, seeds, dict(dataset=data) if data else None)]
 
-# %% ../../nbs/kit/32_suites.ipynb #7b0c5f28
+# %% ../../nbs/kit/32_suites.ipynb #b697cbed
 def to_fill(names=None, # of chapters or parts
             stale:bool=False, # those on record whose code has changed since
             name:str=None, # of a suite
@@ -54,7 +54,7 @@ def to_fill(names=None, # of chapters or parts
            )->list: # of `runner.Job`
     "The full runs that are asked for"
     from medlearn.kit.measure import state,to_measure
-    if bool(names) + stale + bool(name) == 0: raise WrongUsage('measure: name chapters, or say --stale or --suite')
+    if not (names or stale or name): raise WrongUsage('measure: name chapters, or say --stale or --suite')
     if name and (names or stale or params or nbs): raise WrongUsage('--suite says itself what is run: leave chapters, --stale, --param and --nbs out')
     if name: return suite_jobs(name, seeds or (1, 2, 3))
     among = chapters(nbs)
@@ -62,7 +62,7 @@ def to_fill(names=None, # of chapters or parts
     if stale: chosen = [n for n in chosen if state(n, among[n])['state'] == 'changed since']
     return [job for n in chosen for job in to_measure(n, seeds, params, nbs=nbs)]
 
-# %% ../../nbs/kit/32_suites.ipynb #5533153b
+# %% ../../nbs/kit/32_suites.ipynb #40c25314
 def _rows(table, metrics, folder):
     "Rows of one table of a suite, and the lines below it"
     at,n = table.get('columns', {}),table.get('labels', 1)
@@ -92,16 +92,15 @@ def suite_table(name:str, # "medmnist", ...
     df.attrs = dict(title=s['title'], lines=[line for some in lines for line in some])
     return df
 
-# %% ../../nbs/kit/32_suites.ipynb #86367a16
+# %% ../../nbs/kit/32_suites.ipynb #40842ed1
 def suite_text(name:str # "medmnist", ...
               )->str: # for a terminal
     "A suite's table and its lines as plain text"
     t = suite_table(name)
     return '\n'.join([t.attrs['title'], '', t.to_string(index=False), '', *t.attrs['lines']])
 
-# %% ../../nbs/kit/32_suites.ipynb #a9c35814
-def suites_page(nbs:Path=None # folder of the notebooks that ask; the figures are always the course's own
-               )->str: # Markdown
+# %% ../../nbs/kit/32_suites.ipynb #bdc2f1d5
+def suites_page()->str: # Markdown
     "All suites as Markdown"
     parts = []
     for name in suites():
